@@ -16,6 +16,7 @@ today's."""
 _LORA = {"rank": 0, "alpha": 0.0, "dropout": 0.0, "layers": "*"}
 ADDED: Mapping[str, Any] = {
     "best_by": "",
+    "evaluation": {"prompts": ""},
     "evaluators": {},
     "sample_prompts": [],
     "teacher": "ema",
@@ -44,7 +45,17 @@ def upgrade(
         >>> upgrade({"data": {"_target_": "toys:dots"}}, {"toys:dots": "toys:points"}, {"seed": 0})
         {'seed': 0, 'data': {'_target_': 'toys:points'}}
     """
-    return {**added, **_renamed(config, renamed)}
+    return _with(added, _renamed(config, renamed))
+
+
+def _with(added: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with added settings where it lacks them, also within its groups."""
+    merged = {
+        name: _with(value, config[name])
+        for name, value in added.items()
+        if isinstance(value, Mapping) and isinstance(config.get(name), Mapping)
+    }
+    return {**added, **config, **merged}
 
 
 def _renamed(config: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:

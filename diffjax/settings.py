@@ -34,6 +34,7 @@ class Evaluation(TypedDict):
     extractors: tuple[Spec, ...]
     num_samples: NumSamples
     labels: str
+    prompts: str
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
     grids: tuple[str, ...]

@@ -41,6 +41,10 @@ flags.DEFINE_string(
     "labels", None, "data (its proportions), balanced, or classes in turn, as 3,7",
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_string(
+    "prompts", None, "@FILE of texts that samples show in turn, or one text, for labels",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("batch_size", None, "samples per batch", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
@@ -85,6 +89,8 @@ def main(args: SimpleNamespace) -> None:
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
+    if args.lora and args.pretrained is None:
+        raise UserError("--lora goes with --pretrained: the evaluation of a run is of its weights")
     run = published.opened(args, (args.weights or [None])[0])
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
@@ -103,6 +109,7 @@ def main(args: SimpleNamespace) -> None:
                 num_steps=steps,
                 num_samples=args.num_samples,
                 labels=args.labels,
+                prompts=args.prompts,
                 batch_size=args.batch_size,
                 guidance_scales=scales,
                 guidance=args.guidance,

@@ -20,9 +20,12 @@ from diffjax.codecs.base import Codec, Posterior, Shape, sha256_of
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.host.run_files import read_json
-from diffjax.models.autoencoder_kl.network import AutoencoderKL
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
+from diffjax.models.autoencoder_kl.published import FLUX2
 from diffjax.models.autoencoder_kl.sizes import SCALINGS
+from diffjax.models.movq.network import MOVQ
+from diffjax.models.movq.published import FAMILY as VQ_MODEL
 from diffjax.models.taesd.network import SCALE, TAESD
 from diffjax.models.taesd.published import DIFFUSERS as AUTOENCODER_TINY
 from diffjax.pretrained.downloads import sha256_of_file
@@ -49,6 +52,7 @@ class Variational:
     network: AutoencoderKL
 
     layout: ClassVar[Family] = AUTOENCODER_KL
+    scaled: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     last_layer: ClassVar[tuple[str, ...]] = ("decoder", "final_conv", "kernel")
 
@@ -101,6 +105,7 @@ class Deterministic:
     network: TAESD
 
     layout: ClassVar[Family] = AUTOENCODER_TINY
+    scaled: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
     last_layer: ClassVar[tuple[str, ...]] = ("decoder", "layer_19", "kernel")
     scale: ClassVar[int] = SCALE
@@ -129,10 +134,86 @@ class Deterministic:
         return 2 * images - 1
 
 
-Autoencoder = Variational | Deterministic
-KINDS: Mapping[str, type[Variational] | type[Deterministic]] = {
+@dataclass(frozen=True)
+class Unquantised:
+    """`MOVQ`, whose latents are taken as they are, neither quantised nor scaled.
+
+    Its folders have the scale of another autoencoder, which Kandinsky's models do not use.
+
+    Args:
+        network: its sizes.
+    """
+
+    network: MOVQ
+
+    layout: ClassVar[Family] = VQ_MODEL
+    scaled: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    last_layer: ClassVar[tuple[str, ...]] = ("decoder", "final_conv", "kernel")
+
+    @property
+    def scale(self) -> int:
+        return self.network.scale
+
+    @property
+    def image_channels(self) -> int:
+        return self.network.image_channels
+
+    @property
+    def latent_channels(self) -> int:
+        return self.network.latent_channels
+
+    def check(self) -> None:
+        """Refuses nothing: none is trained here."""
+
+    def encode(self, params: Any, images: Images) -> Posterior:
+        """The latents of images in [-1, 1], as distributions that are all but points."""
+        mean: Any = self.network.apply({"params": params}, images, method="encode")
+        return Posterior(mean, jnp.full_like(mean, -30.0))
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        """The images of latents, nominally in [-1, 1]."""
+        images: Any = self.network.apply({"params": params}, latents, method="decode")
+        return images
+
+
+@dataclass(frozen=True)
+class Packed(Variational):
+    """`AutoencoderKLFlux2`, whose latents are means that are packed and normalised.
+
+    Their posterior has a variance of 0 for all practical purposes: a log-variance of -30.
+
+    Args:
+        network: its sizes.
+    """
+
+    network: AutoencoderKLFlux2
+
+    layout: ClassVar[Family] = FLUX2
+    stochastic: ClassVar[bool] = False
+
+    @property
+    def latent_channels(self) -> int:
+        return self.network.packed_channels
+
+    def encode(self, params: Any, images: Images) -> Posterior:
+        """The packed means of the latents of images, as distributions that are all but points."""
+        mean = super().encode(params, images).mean
+        packed: Any = self.network.apply({"params": params}, mean, method="pack")
+        return Posterior(packed, jnp.full_like(packed, -30.0))
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        """The images of packed latents, nominally in [-1, 1]."""
+        z: Any = self.network.apply({"params": params}, latents, method="unpack")
+        return super().decode(params, z)
+
+
+Autoencoder = Variational | Deterministic | Unquantised | Packed
+KINDS: Mapping[str, type[Autoencoder]] = {
     "AutoencoderKL": Variational,
     "AutoencoderTiny": Deterministic,
+    "VQModel": Unquantised,
+    "AutoencoderKLFlux2": Packed,
 }
 """By the name of the class in diffusers."""
 
@@ -251,7 +332,7 @@ class AutoencoderFolder(Codec):
         """
         name = str(self._config.get("_class_name"))
         if KINDS.get(name) is not Variational:
-            return name not in KINDS  # That codec reads other classes, or refuses them.
+            return KINDS.get(name) is not Deterministic  # That codec reads others, or refuses.
         ours, scaling = self._autoencoder.network, self._scaling
         sizes = [AUTOENCODER_KL.size(name) for name in AUTOENCODER_KL.sizes]
         return any(all(getattr(x, y) == getattr(ours, y) for y in _SIZES) for x in sizes) and any(
@@ -302,8 +383,10 @@ class AutoencoderFolder(Codec):
     def _scaling(self) -> tuple[Any, Any]:
         entries = self._autoencoder.layout.config
         assert entries is not None
-        scale = self._config.get(_SCALE, entries.beside[_SCALE])
-        shift = self._config.get(_SHIFT, entries.beside[_SHIFT]) or 0.0
+        if not self._autoencoder.scaled:
+            return jnp.float32(1.0), jnp.float32(0.0)
+        scale = self._config.get(_SCALE, entries.beside.get(_SCALE, 1.0))
+        shift = self._config.get(_SHIFT, entries.beside.get(_SHIFT)) or 0.0
         try:
             return jnp.float32(scale), jnp.float32(shift)
         except (TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
 from diffjax.models.autoencoder_kl.network import Posterior
+from diffjax.models.seamless import circular
 from diffjax.shapes import Array, Images, Latents
 from diffjax.spec import as_spec, to_json
 
@@ -110,6 +111,14 @@ class Codec:
     def posterior(self, params: Any, images: Images) -> Posterior:
         """The distribution of the latents of images, of a `stochastic` codec."""
         raise NotImplementedError
+
+    def seamless(self, axes: str) -> "Codec":
+        """The same codec for images that continue at their opposite side (`models.seamless`).
+
+        Args:
+            axes: a name in `diffjax.models.seamless.AXES`.
+        """
+        return Seamless(self, axes)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -241,6 +250,34 @@ class Around(Codec):
     def image_shape(self, latent_shape: Shape) -> Shape:
         return self.codec.image_shape(latent_shape)
 
+    def seamless(self, axes: str) -> Codec:
+        return replace(self, codec=self.codec.seamless(axes))  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Seamless(Around):
+    """A codec whose convolutions wrap around.
+
+    Attributes:
+        codec: the codec.
+        axes: a name in `diffjax.models.seamless.AXES`.
+    """
+
+    codec: Codec
+    axes: str = "both"
+
+    def encode(self, params: Any, images: Images) -> Latents:
+        with circular(self.axes):
+            return self.codec.encode(params, images)
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        with circular(self.axes):
+            return self.codec.decode(params, latents)
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
+        with circular(self.axes):
+            return self.codec.posterior(params, images)
+
 
 class _Unchanged(Codec):
     """Latents that are the images."""
@@ -261,6 +298,9 @@ class _Unchanged(Codec):
         return lambda images: images
 
     decoder = encoder
+
+    def seamless(self, axes: str) -> Codec:
+        return self
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.codecs.base import Around, Codec, Posterior, Shape, scale_of
+from diffjax.codecs.base import Around, Codec, Posterior, scale_of
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative
+from diffjax.models.seamless import AXES, circular
 from diffjax.shapes import Images, Latents
 
 
@@ -56,13 +57,8 @@ class Tiled(Around):
         return f"{self.codec.name}, tiles of {self.tile} with {self.overlap} shared"
 
     def encode(self, params: Any, images: Images) -> Latents:
-        _, height, width, channels = images.shape
-        shape = self.latent_shape((height, width, channels))
-        scale = scale_of(self.codec, shape)
-        local = self._blended(
-            lambda tile: self.codec.encode_local(params, tile), images, shape, scale, (1, 1)
-        )
-        return self.codec.encode_whole(params, local)
+        scale = self._scale_of_images(images)
+        return self.codec.encode_whole(params, self.tiles_encoded(params, images, scale))
 
     def posterior(self, params: Any, images: Images) -> Posterior:
         """Means and log-variances, blended each."""
@@ -72,31 +68,56 @@ class Tiled(Around):
         def moments(tile: Array) -> Array:
             return jnp.concatenate(self.codec.posterior(params, tile), -1)
 
-        blended = self._blended(moments, images, shape, scale_of(self.codec, shape), (1, 1))
+        blended = self._blended(moments, images, shape[:2], scale_of(self.codec, shape), (1, 1))
         return Posterior(*jnp.split(blended, 2, -1))
 
     def decode(self, params: Any, latents: Latents) -> Images:
-        shape: Any = latents.shape[1:]
-        scale = scale_of(self.codec, shape)
-        whole = self.codec.decode_whole(params, latents)
+        scale = self._scale_of_latents(latents)
+        return self.tiles_decoded(params, self.codec.decode_whole(params, latents), scale)
+
+    def tiles_encoded(self, params: Any, images: Images, scale: tuple[int, int]) -> Array:
+        """`encode_local` in tiles; an element of the latent has the scale in pixels."""
+        height, width = images.shape[1] // scale[0], images.shape[2] // scale[1]
+        return self._blended(
+            lambda tile: self.codec.encode_local(params, tile),
+            images,
+            (height, width),
+            scale,
+            (1, 1),
+        )
+
+    def tiles_decoded(self, params: Any, whole: Array, scale: tuple[int, int]) -> Images:
+        """`decode_local` in tiles, of what `decode_whole` returned."""
+        shape: Any = whole.shape[1:3]
         return self._blended(
             lambda tile: self.codec.decode_local(params, tile), whole, shape, (1, 1), scale
         )
+
+    def seamless(self, axes: str) -> Codec:
+        return SeamlessTiles(self, axes)
+
+    def _scale_of_images(self, images: Images) -> tuple[int, int]:
+        _, height, width, channels = images.shape
+        return scale_of(self.codec, self.latent_shape((height, width, channels)))
+
+    def _scale_of_latents(self, latents: Latents) -> tuple[int, int]:
+        _, height, width, channels = latents.shape
+        return scale_of(self.codec, (height, width, channels))
 
     def _blended(
         self,
         function: Callable[[Array], Array],
         x: Any,
-        latent_shape: Shape,
+        sides: tuple[int, int],
         scale_in: tuple[int, int],
         scale_out: tuple[int, int],
     ) -> Array:
-        """`function` of all tiles of `x`, blended; sizes are those of the latent, times a scale."""
-        starts = [_cut(n, self.tile, self.overlap) for n in latent_shape[:2]]
-        tile = [min(n, self.tile) for n in latent_shape[:2]]
+        """`function` of all tiles of `x`, blended; sides are those of the latent, times a scale."""
+        starts = [_cut(n, self.tile, self.overlap) for n in sides]
+        tile = [min(n, self.tile) for n in sides]
         vertical, horizontal = (
             jnp.asarray(_weights(first, n, self.tile, self.overlap, k), x.dtype)
-            for first, n, k in zip(starts, latent_shape[:2], scale_out, strict=True)
+            for first, n, k in zip(starts, sides, scale_out, strict=True)
         )
         rows, columns = map(jnp.asarray, starts)
 
@@ -116,10 +137,55 @@ class Tiled(Around):
             return jax.lax.dynamic_update_slice(total, new, first), None
 
         channels = jax.eval_shape(piece, jnp.int32(0), jnp.int32(0)).shape[-1]
-        height, width = (n * k for n, k in zip(latent_shape[:2], scale_out, strict=True))
+        height, width = (n * k for n, k in zip(sides, scale_out, strict=True))
         places = np.stack(np.meshgrid(*map(np.arange, (len(rows), len(columns)))), -1)
         begin = jnp.zeros((x.shape[0], height, width, channels), x.dtype)
         return jax.lax.scan(add, begin, jnp.asarray(places.reshape(-1, 2)))[0]
+
+
+@dataclass(frozen=True)
+class SeamlessTiles(Around):
+    """Tiles of an image without edges: those at its sides go on at the opposite side.
+
+    As many elements of the latent as tiles share are repeated around it, and left out of the
+    result. What the codec evaluates on the whole wraps around (`Seamless`).
+
+    Attributes:
+        codec: the codec in tiles.
+        axes: a name in `diffjax.models.seamless.AXES`.
+    """
+
+    codec: Tiled
+    axes: str = "both"
+
+    def encode(self, params: Any, images: Images) -> Latents:
+        scale = self.codec._scale_of_images(images)
+        wide = self.codec.tiles_encoded(params, self._wrapped(images, scale), scale)
+        with circular(self.axes):
+            return self.codec.codec.encode_whole(params, self._inner(wide, (1, 1)))
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        scale = self.codec._scale_of_latents(latents)
+        with circular(self.axes):
+            whole = self.codec.codec.decode_whole(params, latents)
+        wide = self._wrapped(whole, (1, 1))
+        return self._inner(self.codec.tiles_decoded(params, wide, scale), scale)
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
+        wide = self._wrapped(images, self.codec._scale_of_images(images))
+        return Posterior(*(self._inner(x, (1, 1)) for x in self.codec.posterior(params, wide)))
+
+    def _margins(self, scale: tuple[int, int]) -> list[int]:
+        shared = self.codec.overlap
+        both = enumerate(scale, start=1)
+        return [0, *(shared * n if axis in AXES[self.axes] else 0 for axis, n in both), 0]
+
+    def _wrapped(self, x: Array, scale: tuple[int, int]) -> Array:
+        return jnp.pad(x, [(n, n) for n in self._margins(scale)], mode="wrap")
+
+    def _inner(self, x: Array, scale: tuple[int, int]) -> Array:
+        margins = self._margins(scale)
+        return x[tuple(slice(n, size - n) for n, size in zip(margins, x.shape, strict=True))]
 
 
 def _cut(n: int, tile: int, overlap: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from diffjax.comparison.verdicts import finite, mean_interval
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import LABELS, is_number, label, percent, range_of, three_digits
 
-_SHARES = ("accuracy", "copied", "inauthentic")
+_SHARES = ("accuracy", "retrieval_accuracy", "copied", "inauthentic")
 _OF_NEIGHBOURS = ("closer_than_test", "copied", "inauthentic", "data_copying")
 # Results and weights of a likelihood; the other entries describe how it was computed.
 _NOT_HOW = (

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.shapes import OneKey
+from diffjax.shapes import Keys, OneKey
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 Rate = Any
@@ -24,11 +24,13 @@ class Condition:
 
     Attributes:
         can_be_dropped: whether there is anything that training can replace by the null condition.
+        takes_level: whether noise of a level is added to it (`at_level`).
         has_usual: whether a part of `Several` may be left out where it is never dropped: `null`
             returns its usual values then.
     """
 
     can_be_dropped: ClassVar[bool] = True
+    takes_level: ClassVar[bool] = False
     has_usual: ClassVar[bool] = False
 
     def network_arguments(self) -> dict[str, Any]:
@@ -50,6 +52,10 @@ class Condition:
     def nulled(self, cond: Any) -> Any:
         """The condition with all parts null that training can drop, for guidance."""
         return self.null(jax.tree.leaves(cond)[0].shape[0])
+
+    def kept_in_negative(self, cond: Any) -> Any:
+        """A part that is never dropped, in the condition that guidance leads away from."""
+        return cond
 
     @property
     def negative(self) -> "Condition":
@@ -103,6 +109,37 @@ class Condition:
             return jnp.where(jnp.reshape(dropped, (n,) + (1,) * (given.ndim - 1)), null, given)
 
         return jax.tree.map(chosen, self.nulled(cond), cond)
+
+    def augmented(self, key: OneKey, cond: Any) -> Any:
+        """The condition with random noise in it, as training shows it; most kinds have none."""
+        del key
+        return cond
+
+    def as_trained(self, key: OneKey, cond: Any, rate: Rate) -> Any:
+        """The condition as training shows it to the network: `augmented`, then `drop`."""
+        return self.drop(key, self.augmented(jax.random.fold_in(key, 1), cond), rate)
+
+    def at_level(self, keys: Keys, cond: Any, level: Any) -> Any:
+        """The condition with noise of a level, for sampling.
+
+        Args:
+            keys: one for each example.
+            cond: without noise.
+            level: one number, or one for each example.
+        """
+        del keys, level
+        return cond
+
+    def check_level(self, level: float) -> None:
+        """Refuses a level of noise that training does not show.
+
+        Raises:
+            UserError: it is out of range, or no noise is added to this kind.
+        """
+        raise UserError(
+            f"level={level:g}: no noise is added to {self.describe()}; it is for networks that "
+            "enlarge images"
+        )
 
     def take(self, cond: Any, rows: Any) -> Any:
         """The condition of the examples at `rows`, an integer array of any length."""
@@ -161,9 +198,12 @@ class Condition:
         return None
 
     def arrays(self, cond: Any) -> dict[str, Any]:
-        """The arrays of a condition by their names in a batch, for files of samples."""
-        names = jax.tree.leaves(self.of_batch({name: name for name in self.shapes(1)}))
-        return dict(zip(names, jax.tree.leaves(cond), strict=True))
+        """The arrays of a condition by their names, for files of samples."""
+        return dict(zip(jax.tree.leaves(self.array_names()), jax.tree.leaves(cond), strict=True))
+
+    def array_names(self) -> Any:
+        """The names of the arrays in the place of the arrays: by default those in a batch."""
+        return self.of_batch({name: name for name in self.shapes(1)})
 
     def check(self, cond: Any) -> None:
         """Refuses arrays that are not such a condition.

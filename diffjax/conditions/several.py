@@ -10,7 +10,7 @@ import numpy as np
 
 from diffjax.conditions.base import Condition, Rate, Shapes, len_of
 from diffjax.errors import UserError, nearest
-from diffjax.shapes import OneKey
+from diffjax.shapes import Keys, OneKey
 
 ALL = "all"
 """In rates by part: that of dropping all parts together."""
@@ -97,14 +97,35 @@ class Several(Condition):
     def abstract(self, n: Any) -> dict[str, Any]:
         return {name: part.abstract(n) for name, part in self.parts.items()}
 
+    @property
+    def takes_level(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(part.takes_level for part in self.parts.values())
+
+    def augmented(self, key: OneKey, cond: Any) -> dict[str, Any]:
+        return {
+            name: part.augmented(jax.random.fold_in(key, i), cond[name])
+            for i, (name, part) in enumerate(self.parts.items())
+        }
+
+    def at_level(self, keys: Keys, cond: Any, level: Any) -> dict[str, Any]:
+        return {name: part.at_level(keys, cond[name], level) for name, part in self.parts.items()}
+
+    def check_level(self, level: float) -> None:
+        if not self.takes_level:
+            super().check_level(level)
+        for part in self.parts.values():
+            if part.takes_level:
+                part.check_level(level)
+
+    def array_names(self) -> dict[str, Any]:
+        return {name: part.array_names() for name, part in self.parts.items()}
+
     def null(self, n: Any) -> dict[str, Any]:
         return {name: part.null(n) for name, part in self.parts.items()}
 
     def nulled(self, cond: Any) -> dict[str, Any]:
-        return {
-            name: cond[name] if name in self.kept else part.nulled(cond[name])
-            for name, part in self.parts.items()
-        }
+        others = {n: part.nulled(cond[n]) for n, part in self.parts.items() if n not in self.kept}
+        return self.replaced(cond, others)
 
     @property
     def negative(self) -> "Several":
@@ -113,7 +134,8 @@ class Several(Condition):
         return Several(others, main=self.main if self.main in others else "")
 
     def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
-        return {**cond, **negative}
+        kept = {name: self.parts[name].kept_in_negative(cond[name]) for name in self.kept}
+        return {**cond, **kept, **negative}
 
     def drop(self, key: OneKey, cond: Any, rate: Rate) -> dict[str, Any]:
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self._dropped, rate)

@@ -9,6 +9,7 @@ from diffjax.data.idx import fashion_mnist, idx_images, mnist
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import (
+    all_captions,
     all_examples,
     all_images,
     batches,
@@ -16,6 +17,7 @@ from diffjax.data.pipeline import (
     to_float,
     to_uint8,
 )
+from diffjax.data.resolutions import downscaled, upscaling
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
 from diffjax.data.toys import colours, colours_distance
@@ -32,6 +34,7 @@ __all__ = [
     "PairSource",
     "Source",
     "TranslatedSource",
+    "all_captions",
     "all_examples",
     "all_images",
     "batches",
@@ -39,6 +42,7 @@ __all__ = [
     "colours",
     "colours_distance",
     "digits",
+    "downscaled",
     "eval_batches",
     "fashion_mnist",
     "featured",
@@ -51,4 +55,5 @@ __all__ = [
     "to_float",
     "to_uint8",
     "translation",
+    "upscaling",
 ]

@@ -229,13 +229,13 @@ def _is_image(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FolderSource(Source):
-    """A source of image files of any size, cropped and resized to squares.
+    """A source of image files of any size, cropped and resized to one.
 
     Args:
         root: the folder.
         files: paths relative to `root`.
         labels: int32 `[N]`.
-        image_size: the side of the resized images in pixels.
+        image_size: the side of the resized images in pixels, or height and width.
         channels: 1 or 3.
         background: the colour behind transparent pixels.
         captions: a text for each image, or none.
@@ -244,7 +244,7 @@ class FolderSource(Source):
     root: Path
     files: tuple[str, ...]
     labels: np.ndarray
-    image_size: int
+    image_size: int | tuple[int, int]
     channels: int
     background: str = BACKGROUND
     captions: tuple[str, ...] = ()
@@ -294,11 +294,11 @@ def check_colour(colour: str) -> None:
 def read_image(
     file: Path | BinaryIO,
     where: str,
-    image_size: int = 0,
+    image_size: int | tuple[int, int] = 0,
     channels: int = 3,
     background: str = BACKGROUND,
 ) -> np.ndarray:
-    """Decodes an image, crops its central square and resizes it.
+    """Decodes an image, crops its centre to the wanted aspect ratio and resizes it.
 
     Images are reduced by area averaging (Pillow's box filter) and enlarged by bicubic
     interpolation. The orientation tag of cameras is applied, and the first frame of an animation is
@@ -308,7 +308,7 @@ def read_image(
     Args:
         file: a path or an open file.
         where: the name of the file in errors.
-        image_size: the side in pixels; 0 keeps the image as it is.
+        image_size: the side of a square in pixels, or height and width; 0 keeps the image as it is.
         channels: 3 for colour, 1 for grey.
         background: a colour by name or as `#rrggbb`.
 
@@ -336,7 +336,8 @@ def read_image(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"can't read image {where}: {reason}") from None
     if image_size:
-        image = _square(image, image_size)
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        image = _fitted(image, *sides)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -369,9 +370,12 @@ def _colour_bits(image: ImageFile.ImageFile) -> int:
     return 8
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    filter_ = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
-    return image if side == size else image.resize((size, size), filter_)
+def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    # The larger side is cropped, rounded, so that a square is cropped to a square.
+    high = min(image.height, round(image.width * height / width))
+    wide = min(image.width, round(image.height * width / height))
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    image = image.crop((left, top, left + wide, top + high))
+    filter_ = Image.Resampling.BOX if wide > width else Image.Resampling.BICUBIC
+    same = image.size == (width, height)
+    return image if same else image.resize((width, height), filter_)

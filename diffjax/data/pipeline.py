@@ -1,14 +1,14 @@
 """The input pipeline: the stream of training batches, and batches for evaluation."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffjax.data.augment import UNIFORMS_PER_IMAGE, Augmentation
 from diffjax.data.randomness import permutation, uniforms
-from diffjax.data.sources import Batch, Source
+from diffjax.data.sources import Batch, Bucket, Source
 from diffjax.errors import UserError
 
 _END_STEP = 2**62
@@ -34,7 +34,8 @@ def batches(
     images kB … (k+1)B − 1 of the stream, and part p of P is the p-th of P equal parts of
     them. So the global batch of step k depends on the source, the seed, B and k alone: not on P,
     and not on the step at which the stream started. Starting at a late step is as fast as at 0. A
-    source smaller than a batch is repeated.
+    source smaller than a batch is repeated. Of a source with buckets an epoch is a permutation of
+    batches, each of images of one shape; the last batch of a bucket is filled up with its first.
 
     Args:
         source: the source of the images.
@@ -72,7 +73,11 @@ def batches(
     def batch_at(step: int) -> Batch:
         first = step * batch_size + index * local_size
         chosen = uniforms((seed, _DRAW_KEY), first, (local_size, UNIFORMS_PER_IMAGE))[:, 0]
-        rows = _rows(first, local_size, len(source), order)
+        if source.buckets:
+            rows = rows_of_bucket(source.buckets, step, batch_size, seed)
+            rows = rows[index * local_size : (index + 1) * local_size]
+        else:
+            rows = _rows(first, local_size, len(source), order)
         batch = source.draw(rows, chosen)
         if augment is not None and source.pixels:
             random = uniforms((seed, _AUGMENT_KEY), first, (local_size, UNIFORMS_PER_IMAGE))
@@ -105,6 +110,27 @@ def _rows(first: int, size: int, num_images: int, order: Callable[[int], np.ndar
     return np.concatenate([order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
+def rows_of_bucket(buckets: Sequence[Bucket], step: int, batch_size: int, seed: int) -> np.ndarray:
+    """The rows of a step's batch, all of one bucket.
+
+    Example:
+        >>> buckets = Bucket(range(0, 3), (2, 4, 1)), Bucket(range(3, 5), (4, 2, 1))
+        >>> steps = [rows_of_bucket(buckets, step, 2, seed=0) for step in range(3)]
+        >>> sorted(np.concatenate(steps).tolist())  # Three rows make two batches.
+        [0, 1, 2, 2, 3, 4]
+    """
+    batches_of = [-(-len(bucket.rows) // batch_size) for bucket in buckets]
+    epoch, place = divmod(step, sum(batches_of))
+    # Permutations of batches and of the rows of each bucket have keys of their own.
+    key = epoch * (len(buckets) + 1)
+    number = int(permutation((seed, key), sum(batches_of))[place])
+    chosen = int(np.searchsorted(np.cumsum(batches_of), number, side="right"))
+    first = (number - sum(batches_of[:chosen])) * batch_size
+    rows = buckets[chosen].rows
+    order = permutation((seed, key + 1 + chosen), len(rows))
+    return rows.start + order[np.arange(first, first + batch_size) % len(rows)]
+
+
 def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> Iterator[Batch]:
     """Batches of all images once, in the source's order, without augmentation.
 
@@ -131,10 +157,14 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
         raise UserError(
             "there are no images to evaluate on: data.test_fraction=0 leaves no test images"
         )
-    num_images = min(limit_images or len(source), len(source))
-    rows = np.arange(num_images) * len(source) // num_images
-    for start in range(0, num_images, batch_size):
+    rows = _evenly(source, limit_images)
+    for start in range(0, len(rows), batch_size):
         yield batch_at(source, rows[start : start + batch_size])
+
+
+def _evenly(source: Source, limit_images: int) -> np.ndarray:
+    num_images = min(limit_images or len(source), len(source))
+    return np.arange(num_images) * len(source) // max(num_images, 1)
 
 
 def batch_at(source: Source, rows: np.ndarray) -> Batch:
@@ -154,6 +184,18 @@ def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.nd
     """
     batch = all_examples(source, limit_images)
     return batch["image"], batch["label"]
+
+
+def all_captions(source: Source, limit_images: int = 0) -> list[str]:
+    """The captions of the images of `all_images`, in their order; [] where there are none.
+
+    Args:
+        source: the source of the images.
+        limit_images: the number of images, as in `eval_batches`.
+    """
+    if not source.captions:
+        return []
+    return [str(source.captions[int(row)]) for row in _evenly(source, limit_images)]
 
 
 def all_examples(source: Source, limit_images: int = 0) -> Batch:

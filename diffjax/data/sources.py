@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, NotRequired, Protocol, TypedDict
+from typing import Annotated, Any, ClassVar, NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -37,6 +37,18 @@ class Batch(TypedDict):
     source: NotRequired[np.ndarray]
 
 
+class Bucket(NamedTuple):
+    """The rows of a source whose images have one shape.
+
+    Attributes:
+        rows: of them.
+        image_shape: `(H, W, C)`.
+    """
+
+    rows: range
+    image_shape: tuple[int, int, int]
+
+
 class Source(Protocol):
     """Images and labels by index, in a fixed order; inherit from it, as in the example.
 
@@ -56,6 +68,8 @@ class Source(Protocol):
     """Whether images are pixels, which augmentation may change; False for latents."""
     captions: Sequence[str] = ()
     """A text for each image; empty where there are none."""
+    buckets: Sequence["Bucket"] = ()
+    """Rows of images of one shape, of which a training batch is; empty where all have one."""
 
     def __len__(self) -> int: ...
 

@@ -56,10 +56,11 @@ def evaluate(
     references: Sequence[Reference],
     *,
     labels: np.ndarray | None,
+    texts: Sequence[str] | None = None,
     others: Sequence[NamedRecipe] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> EvaluationResult:
-    """Computes all metrics for the main recipe, and accuracy and two distances for the others.
+    """Computes all metrics for the main recipe, and accuracy and distances for the others.
 
     All recipes have the same conditions, and those with one seed start from the same noise.
 
@@ -68,22 +69,25 @@ def evaluate(
         main: the run's own recipe.
         references: the real data with extractors. The metrics of the first are those of the
             evaluation; those of the others are for the main recipe only, under `extractors`, by
-            name.
+            name. CLIP score and retrieval accuracy are those of the first that reads texts.
         labels: `[n]`, the class on which each sample is conditioned; None for samples without
             classes, which have no accuracy.
+        texts: n of them, what each sample is to show; None where there are none.
         others: further recipes; repeated ones are skipped.
         report: called with each finished row.
     """
     began = time.perf_counter()
-    samples, row, found = _measure(draw, main, references, labels, all_metrics=True)
+    samples, row, found = _measure(draw, main, references, labels, texts, all_metrics=True)
     full = found[0]
     report(row)
     rows = [row]
+    reading = [real for real in references[1:] if texts is not None and real.extractor.texts]
+    in_short = [references[0], *reading[:1]]
     known = [_how(main)]
     for other in others:
         if _how(other) not in known:
             known.append(_how(other))
-            _, another, _ = _measure(draw, other, references[:1], labels, all_metrics=False)
+            _, another, _ = _measure(draw, other, in_short, labels, texts, all_metrics=False)
             report(another)
             rows.append(another)
     rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"], row["seed"]))
@@ -117,6 +121,7 @@ def _measure(
     named: NamedRecipe,
     references: Sequence[Reference],
     labels: np.ndarray | None,
+    texts: Sequence[str] | None,
     *,
     all_metrics: bool,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
@@ -126,14 +131,18 @@ def _measure(
     seconds = [time.perf_counter() - began]
     batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
     first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()
-    found = metrics.compare_each(samples, labels, references, all_metrics=all_metrics)
+    found = metrics.compare_each(samples, labels, references, texts=texts, all_metrics=all_metrics)
     full = found[0]
+    for name in ("clip_score", "retrieval_accuracy"):
+        full[name] = next((each[name] for each in found if each[name]), None)
     row = {
         **_how(named),
         "nfe": nfe,
         "accuracy": full["accuracy"],
         "frechet_distance": full["frechet_distance"]["value"],
         "kernel_distance": full["kernel_distance"]["value"],
+        "clip_score": full["clip_score"] and full["clip_score"]["value"],
+        "retrieval_accuracy": full["retrieval_accuracy"] and full["retrieval_accuracy"]["value"],
         "seconds": sum(seconds),
     }
     return first, row, found

@@ -1,7 +1,6 @@
 """Computes all metrics of a set of samples, each with its floor and provenance."""
 
 from collections.abc import Iterator, Sequence
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,12 @@ from diffjax.evaluation.image_statistics import (
     CollectedStatistics,
     collect_each,
 )
+from diffjax.evaluation.intervals import wilson_interval
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
 from diffjax.evaluation.reference import thin
+from diffjax.evaluation.text_scores import facts_of, text_metrics
 
 
 def compare(
@@ -55,6 +56,7 @@ def compare_each(
     labels: np.ndarray | None,
     references: Sequence[Reference],
     *,
+    texts: Sequence[str] | None = None,
     round_to_uint8: bool = True,
     all_metrics: bool = True,
 ) -> list[dict[str, Any]]:
@@ -71,13 +73,16 @@ def compare_each(
         labels: `[N]`, the class on which each sample was conditioned; None for unconditional ones.
         references: from `reference(dataset, extractor)`; each is compared on its extractor's
             features.
+        texts: N texts, of each sample the one that it is to show; None where there are none.
         round_to_uint8: False keeps the samples' own levels (images are still clipped).
-        all_metrics: False computes only accuracy, Fréchet distance and kernel distance.
+        all_metrics: False computes only accuracy, CLIP score, retrieval accuracy, Fréchet distance
+            and kernel distance.
 
     Returns:
         For each reference a dict of plain JSON. `accuracy` in [0, 1] (None without labels or a
         classifier of these classes) has its 95 % Wilson interval and the classifier's own test
-        accuracy. The metrics `frechet_distance`, `kernel_distance`,
+        accuracy. `clip_score` and `retrieval_accuracy` are None without texts, or where the
+        extractor has no text encoder. The metrics `frechet_distance`, `kernel_distance`,
         `frechet_distance_at_infinity`, `precision`, `recall`, `density`, `coverage`, `cmmd` (on
         CLIP features only), `inception_score` and, if the true distribution is known,
         `sliced_wasserstein` and `mode_weights` each have `value`, `floor` and `provenance`. The
@@ -94,6 +99,8 @@ def compare_each(
         check_images(samples, first.train_images.shape[1:], f"the reference {first.name}")
         samples = Batches.of(samples)
     n = samples.num_images
+    if texts is not None and len(texts) != n:
+        raise UserError(f"{n} samples come with {len(texts)} texts: each shows one")
     if labels is not None and labels.shape != (n,):
         raise UserError(f"{n} samples come with labels of shape {list(labels.shape)}")
     # Toy data are small, and their exact metrics profit from more samples.
@@ -109,12 +116,15 @@ def compare_each(
     # An unconditional model samples classes in the proportions of its training data.
     drawn = proportional_labels(n, first.class_counts) if labels is None else labels
     mix = label_mix(drawn, first.class_counts)
+    facts = {} if texts is None else facts_of(texts)
     found, of_pixels = [], {}
     for collected, real in zip(each, references, strict=True):
         provenance = _provenance(real, collected.features.shape[1], round_to_uint8) | {
-            "labels": mix
+            "labels": mix,
+            **facts,
         }
         numbers = _in_short(collected, labels, real, provenance)
+        numbers |= text_metrics(collected, texts, real, provenance)
         if all_metrics:
             of_pixels = of_pixels or {
                 "neighbours": memorisation_metrics(collected, real, provenance)
@@ -192,20 +202,6 @@ def _as_image_files(samples: Batches, reference: Reference, round_to_uint8: bool
             yield to_float(to_uint8(batch)) if rounded else batch
 
     return Batches(samples.num_images, read())
-
-
-def wilson_interval(num_right: int, num_all: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927); z = 1.96 covers 95 %.
-
-    Example:
-        >>> tuple(round(end, 3) for end in wilson_interval(99, 100))
-        (0.946, 0.998)
-    """
-    share = num_right / num_all
-    centre = (share + z**2 / (2 * num_all)) / (1 + z**2 / num_all)
-    spread = sqrt(share * (1 - share) / num_all + z**2 / (4 * num_all**2))
-    half = z * spread / (1 + z**2 / num_all)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _accuracy(

@@ -11,7 +11,7 @@ import numpy as np
 
 import diffjax
 from diffjax.codecs import Codec, Identity
-from diffjax.data import DataSet, Source, eval_batches, to_float, to_uint8
+from diffjax.data import DataSet, Source, all_captions, eval_batches, to_float, to_uint8
 from diffjax.evaluation.cached_arrays import Arrays, cached
 from diffjax.evaluation.copying import inauthentic
 from diffjax.evaluation.distances import (
@@ -64,6 +64,7 @@ class Reference:
         codec: what the images were decoded by.
         test_sha256: fingerprint of the test split.
         mixture: the true distribution of the real images, if it is known; else None.
+        test_texts: M captions of the test images; empty where there are none.
         shared: whether all processes of a run compare the same samples at the same time; each then
             processes a part of them.
     """
@@ -89,6 +90,7 @@ class Reference:
     test_sha256: str = ""
     mixture: GaussianMixture | None = None
     shared: bool = False
+    test_texts: tuple[str, ...] = ()
 
 
 def reference(
@@ -180,6 +182,7 @@ def reference(
         test_sha256=test_sha256,
         mixture=dataset.mixture,
         shared=shared,
+        test_texts=tuple(all_captions(dataset.test, max_images)),
     )
 
 

@@ -17,6 +17,8 @@ LABELS = {
     "inception_score": "Inception score",
     "cmmd": "CMMD",
     "accuracy": "accuracy",
+    "clip_score": "CLIP score",
+    "retrieval_accuracy": "retrieval accuracy",
     "closer_than_test": "closer than test images",
     "copied": "copied",
     "inauthentic": "inauthentic",
@@ -27,7 +29,16 @@ LABELS = {
 }
 # Metrics whose higher values are better; of the others, lower ones are.
 HIGHER_IS_BETTER = frozenset(
-    {"accuracy", "precision", "recall", "density", "coverage", "inception_score"}
+    {
+        "accuracy",
+        "clip_score",
+        "retrieval_accuracy",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "inception_score",
+    }
 )
 # Ranges of metrics; the others, such as unbiased estimates near 0, are unbounded.
 RANGES = {
@@ -39,6 +50,8 @@ RANGES = {
     "inception_score": (1.0, math.inf),
     "cmmd": (0.0, math.inf),
     "accuracy": (0.0, 1.0),
+    "clip_score": (0.0, 100.0),
+    "retrieval_accuracy": (0.0, 1.0),
     "closer_than_test": (0.0, 1.0),
     "copied": (0.0, 1.0),
     "inauthentic": (0.0, 1.0),
@@ -168,6 +181,8 @@ METRICS = {
     "frechet_distance": Metric("Fréchet distance", three_digits),
     "kernel_distance": Metric("kernel distance", three_digits),
     "accuracy": Metric("accuracy", percent, is_share=True),
+    "clip_score": Metric("CLIP score", three_digits),
+    "retrieval_accuracy": Metric("retrieval accuracy", percent, is_share=True),
 }
 COLUMNS = (
     Column("solver", "solver"),
@@ -179,7 +194,13 @@ COLUMNS = (
     Column("seed", "seed", shown=lambda values: len(values) > 1),
     *(
         Column(name, METRICS[name].label, METRICS[name].write)
-        for name in ("accuracy", "frechet_distance", "kernel_distance")
+        for name in (
+            "accuracy",
+            "clip_score",
+            "retrieval_accuracy",
+            "frechet_distance",
+            "kernel_distance",
+        )
     ),
     Column("seconds", "seconds", three_digits),
 )

@@ -1,5 +1,6 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,10 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
-from diffjax.codecs.autoencoders import AutoencoderFolder, codec_at
-from diffjax.conditions import Condition, Images, Several
+from diffjax.codecs.autoencoders import codec_at
+from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
-from diffjax.data import image_folder, latents
+from diffjax.data import DataSet, image_folder, latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
@@ -31,13 +32,16 @@ from diffjax.exchange.pipelines import (
     SCHEDULER,
     Components,
     check_components,
+    codec_of,
     components_of,
     is_pipeline,
     part_of,
     prompts_of,
     sets_times,
+    shift_depends_on_steps,
     texts_of,
 )
+from diffjax.exchange.priors import ImagePrior, prior_prompts
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.exchange.single_files import components_in, prompts_in, scheduler_of, texts_in
 from diffjax.host.files import place_of
@@ -56,7 +60,7 @@ from diffjax.runs.load import Run, load
 from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
 from diffjax.sampling.guidance import CLASSIFIER
-from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec
+from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec, to_json
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
 
@@ -106,20 +110,36 @@ class Pretrained(Run):
         file: the file or folder that it was read from.
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
-        loras: the files of LoRA whose changes its weights have.
         components: what was given in the place of components of a pipeline.
     """
 
     file: Path = Path()
     family: str = ""
     published: Published | None = None
-    loras: tuple[Lora, ...] = ()
     components: Components = field(default_factory=dict)
 
     @property
     def params(self) -> Any:
         """The parameters, `weights()`."""
         return self.weights()
+
+    def dataset(self, path: str | None = None) -> DataSet:
+        """What samples are compared with: a folder of latents, or of pictures of any size.
+
+        Args:
+            path: the folder. Pictures are cut and resized to those that the model draws, which are
+                square.
+
+        Raises:
+            UserError: there is no such folder, or it has neither latents of this codec nor
+                pictures.
+        """
+        codec = self.parts.codec
+        height, width, channels = codec.image_shape(self.parts.wired.image_shape)
+        of_pictures = codec.bounded and not codec.pixels and height == width
+        if path is None or not of_pictures or (place_of(path) / "latents.npy").exists():
+            return super().dataset(path)
+        return image_folder(path, image_size=height, channels=channels)
 
     def _find(self, name: str) -> Model:
         if name.startswith(CLASSIFIER):
@@ -145,7 +165,7 @@ class Pretrained(Run):
             "target": repr(wired.precond.target),
             "noise_label": repr(wired.precond.noise_label),
             "learned_variance": wired.objective.traits.learned_variance,
-            "network": _settings(wired.network),
+            "network": json.loads(to_json(ConfigDict(as_spec(_settings(wired.network))))),
             "guidance": repr(wired.recipe.guidance),
             "loras": [lora.facts for lora in self.loras],
             "components": {
@@ -176,6 +196,8 @@ def from_pretrained(
     image_size: int | tuple[int, int] | None = None,
     loras: Mapping[str, float] | None = None,
     components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
+    texts: bool = True,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -206,6 +228,10 @@ def from_pretrained(
             paths by name, such as `{"network": "sdxl_lightning_4step_unet.safetensors"}` or
             `{"tokenizer": FOLDER}`, and entries of the scheduler's config, as
             `{"scheduler": {"timestep_spacing": "trailing"}}`.
+        prior: what makes image embeddings of texts, for a decoder that makes pictures of them, as
+            Kandinsky's: the folder of its pipeline, or an `ImagePrior` with a recipe and a seed.
+        texts: whether the text encoders of a pipeline are read. If not, the condition is what they
+            return, `TokenStates`, and their folders need not be there.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
             texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
@@ -222,7 +248,9 @@ def from_pretrained(
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
     added = _loras(loras or {}, Path(path))
-    there = described(path, codec, family, image_size, added, components, settings)
+    there = described(
+        path, codec, family, image_size, added, components, prior, texts, settings=settings
+    )
     mesh, codec = mesh or make_mesh(), there.codec
     parts = build_parts(
         there.config.lock(), there.denoiser.image_shape, there.condition, mesh, codec
@@ -234,10 +262,10 @@ def from_pretrained(
         Weights(there.path, found.params(placed_like(stored))),
         there.path,
         _others(mesh, codec),
+        added,
         there.path,
         found.family.name,
         there.published,
-        added,
         components or NO_COMPONENTS,
     )
 
@@ -271,6 +299,8 @@ def described(
     image_size: int | tuple[int, int] | None = None,
     loras: Sequence[Lora] = (),
     components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
+    texts: bool = True,
     settings: Mapping[str, Any] = MappingProxyType({}),
     arguments: str = "",
 ) -> Described:
@@ -283,6 +313,8 @@ def described(
         image_size: as there.
         loras: files of LoRA.
         components: as there.
+        prior: as there.
+        texts: as there.
         settings: of the network.
         arguments: choices on the axes of a config, as `target=v`, in the place of those that the
             network was trained with.
@@ -299,17 +331,20 @@ def described(
     found = with_loras(found, loras, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
-        use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
-        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={path}")
+        place = components.get(NETWORK, path)
+        use = {"ADMClassifier": f"; guide by it, against='classifier:{place}'"}
+        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={place}")
         raise UserError(
-            f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
+            f"{place} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
     decoder = _codec(codec, path, published, denoiser)
     if image_size is not None:
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(layout, denoiser, decoder, path, loras, components)
+    condition = _condition(layout, denoiser, decoder, path, loras if texts else None, components)
+    if prior is not None:
+        condition = _by_prior(condition, prior, path)
     names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
     few = few_steps(Path(each).name for each in names)
     schedule = _schedule(path, denoiser, few, components)
@@ -375,7 +410,7 @@ def _network(
     contents = read_weights(components[NETWORK])
     if not contents.config:
         contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
-    return found_in(contents, **settings)
+    return found_in(contents, family or "", **settings)
 
 
 def recognised(
@@ -494,18 +529,23 @@ def _condition(
     denoiser: Denoiser,
     codec: Codec,
     path: Path,
-    loras: Sequence[Lora],
+    loras: Sequence[Lora] | None,
     components: Components,
 ) -> Condition:
-    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them.
+
+    Without files of LoRA, of which there may be none, text encoders are left out.
+    """
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
-    read = prompts_of if is_pipeline(path) else prompts_in
-    if texts := read(path, parts["text"], loras, components, denoiser.network.dtype):
-        parts["text"] = texts
+    by_prior = isinstance(parts["text"], ImageEmbeddings)
+    if loras is not None and not by_prior:
+        read = prompts_of if is_pipeline(path) else prompts_in
+        how = (loras, components, denoiser.network.dtype)
+        parts["text"] = read(path, parts["text"], *how) or parts["text"]
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
         sides = {"height": height, "width": width}
@@ -514,6 +554,22 @@ def _condition(
         usual = tuple(float(sides.get(name.rpartition("_")[2]) or x) for name, x in named)
         parts["size"] = replace(kind, usual=usual)
     return replace(several, parts=parts) if several else parts["text"]
+
+
+def _by_prior(condition: Condition, prior: str | Path | ImagePrior, path: Path) -> Condition:
+    """The condition with a prior, which makes image embeddings of texts.
+
+    Raises:
+        UserError: the network takes no image embeddings, or the prior makes others.
+    """
+    several = condition if isinstance(condition, Several) else None
+    kind = several.parts["text"] if several and "text" in several.parts else condition
+    if not isinstance(kind, ImageEmbeddings):
+        raise UserError(f"{path} takes no image embeddings: leave prior= out")
+    if not isinstance(prior, ImagePrior):
+        prior = ImagePrior(from_pretrained(prior))
+    found = prior_prompts(kind, prior, path)
+    return replace(several, parts={**several.parts, "text": found}) if several else found
 
 
 def _of_classes(family: Family, denoiser: Denoiser) -> Condition:
@@ -562,9 +618,13 @@ def _schedule(
         return schedule_of({**usual, **given}, str(path))
     file = part_of(path, SCHEDULER) / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
-    num_tokens = (height // 2) * (width // 2)
-    entries = {**read_object(file), **given}
-    return schedule_of(entries, str(file), num_tokens, sets_times(path))
+    side = getattr(denoiser.network, "patch_size", 2)
+    num_tokens = (height // side) * (width // side)
+    entries, timing = (
+        {**read_object(file), **given},
+        (sets_times(path), shift_depends_on_steps(path)),
+    )
+    return schedule_of(entries, str(file), num_tokens, *timing)
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:
@@ -581,7 +641,7 @@ def _scheduled(config: ConfigDict, schedule: Schedule, chosen: Set[str]) -> None
         _shifted(config.objective.times, schedule)
     config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
     config.sampling.unit_start = schedule.unit_start
-    config.sampling.guidance = lookup.guidance_called(schedule.guidance)
+    config.sampling.guidance = schedule.guidance
     if schedule.distilled:
         loss = {name: x for name, x in config.objective.items() if name != TARGET}
         config.objective = spec(Distilled, **loss)
@@ -611,7 +671,7 @@ def _codec(
         if not published.codec:
             return Identity()
         if _is_of_texts(denoiser) and is_pipeline(path):
-            return AutoencoderFolder(str(part_of(path, "vae")))
+            return codec_of(path)
         if (path / "vae").is_dir():
             return codec_at(path / "vae")
         # A file of a whole model has its autoencoder too.

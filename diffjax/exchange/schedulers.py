@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, lookup
 from diffjax.errors import UserError, nearest
 from diffjax.process import beta_tables, precond, shifts
 from diffjax.sampling import consistency, grids, solvers
@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
         solver: takes the steps.
         grid: their times.
         unit_start: whether samples begin with noise of deviation 1.
-        guidance: the rule, a name; `cfg+clipped` where x0 is clipped to [-1, 1].
+        guidance: the rule, around which x0 may be clipped or thresholded.
         distilled: whether it is for networks that predict the end of the flow, in few steps.
     """
 
@@ -38,8 +38,8 @@ class Schedule(NamedTuple):
     noise_label: ConfigDict
     solver: ConfigDict
     grid: ConfigDict
+    guidance: ConfigDict
     unit_start: bool = False
-    guidance: str = "cfg"
     distilled: bool = False
 
 
@@ -57,6 +57,8 @@ class _Kind(NamedTuple):
         whole_steps: whether the steps of `linspace` are rounded.
         distilled: whether it is for networks that were distilled on some of the steps, which are
             its grid.
+        clips: whether it clips x0, where the entries do not say.
+        table: the name of its betas, where the entries have none.
     """
 
     solver: str | Callable[[Entries], ConfigDict]
@@ -68,6 +70,8 @@ class _Kind(NamedTuple):
     whole_labels: bool = False
     whole_steps: bool = True
     distilled: bool = False
+    clips: bool = False
+    table: str = "linear"
 
 
 def _dpm_solver(entries: Entries) -> ConfigDict:
@@ -117,10 +121,16 @@ def _tcd(entries: Entries) -> ConfigDict:
     return spec(solvers.unfinished, solver=solver)
 
 
+def _ddpm(entries: Entries) -> ConfigDict:
+    learned = entries.get("variance_type") == "learned_range"
+    return choices.copy(choices.SOLVERS["ddpm_learned" if learned else "ddpm"])
+
+
 _KINDS: Mapping[str, _Kind] = {
-    "DDIMScheduler": _Kind("ddim", "leading", keeps_noise=True),
+    "DDIMScheduler": _Kind("ddim", "leading", keeps_noise=True, clips=True),
     "PNDMScheduler": _Kind(_pndm, "leading", keeps_noise=True),
-    "DDPMScheduler": _Kind("ddpm", "leading"),
+    "DDPMScheduler": _Kind(_ddpm, "leading", clips=True),
+    "UnCLIPScheduler": _Kind(_ddpm, "linspace", clips=True, table="squaredcos_cap_v2"),
     "EulerDiscreteScheduler": _Kind(
         "ddim", "linspace", scaled=True, by_log_snr=True, whole_steps=False
     ),
@@ -157,7 +167,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "sigma_max": (None,),
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
-    "variance_type": ("fixed_small", "fixed_small_log", None),
+    "variance_type": ("fixed_small", "fixed_small_log", "learned_range", None),
     "lambda_min_clipped": (-math.inf, None),
     "predict_x0": (True,),
     "disable_corrector": ([], None),
@@ -165,9 +175,6 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "timestep_scaling": (10.0,),
 }
 """Entries that change samples, and the values with a meaning here; the first is the default."""
-_KNOWN_OF_CLIPPED = {"clip_sample_range": (1.0,)}
-# The quantile by which x0 is divided is cut to this: at 1, thresholding is clipping.
-_KNOWN_OF_THRESHOLDED = {"sample_max_value": (1.0,)}
 _KNOWN_OF_FLOW: Mapping[str, tuple[Any, ...]] = {
     **_NO_SIGMAS,
     "use_karras_sigmas": (False, None),
@@ -183,7 +190,11 @@ _LEAST_SIGNAL = 2.0**-12
 
 
 def schedule_of(
-    entries: Entries, source: str, num_tokens: int = 0, uniform: bool = False
+    entries: Entries,
+    source: str,
+    num_tokens: int = 0,
+    uniform: bool = False,
+    by_steps: bool = False,
 ) -> Schedule:
     """What a scheduler's config means here.
 
@@ -193,6 +204,7 @@ def schedule_of(
         num_tokens: of an image, on which a dynamic shift depends.
         uniform: whether flow matching has the times 1, …, 2/n, 1/n before they are shifted, which
             pipelines of Flux set; else the last one is that of the scheduler, 0.001 as a rule.
+        by_steps: whether a dynamic shift depends on the number of steps, as in Flux.2.
 
     Raises:
         UserError: the class is not known here, or an entry has a value that is not.
@@ -204,7 +216,7 @@ def schedule_of(
     """
     try:
         if entries.get("_class_name") == _FLOW:
-            return _flow(entries, num_tokens, uniform)
+            return _flow(entries, num_tokens, uniform, by_steps)
         return _of_table(entries)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
@@ -240,26 +252,46 @@ def _of_table(entries: Entries) -> Schedule:
     solver = _solver(kind, entries)
     if kind.keeps_noise and not entries.get("set_alpha_to_one", name == "DDIMScheduler"):
         solver = spec(solvers.unfinished, solver=solver)
-    clips = entries.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
-    thresholds = entries.get("thresholding", False)
-    if thresholds:
-        _check_known(name, entries, _KNOWN_OF_THRESHOLDED)
-    elif clips:
-        _check_known(name, entries, _KNOWN_OF_CLIPPED)
     zero = bool(entries.get("rescale_betas_zero_snr"))
     label = choices.copy(choices.NOISE_LABELS["step"])
     label.scale = float(_num_steps(entries))
     label.whole = kind.whole_labels and karras
     return Schedule(
-        path=_path(entries, zero, kind.by_log_snr),
+        path=_path({"beta_schedule": kind.table, **entries}, zero, kind.by_log_snr),
         target=choices.copy(choices.TARGETS[_TARGETS[prediction]]),
         noise_label=label,
         solver=solver,
         grid=_grid(spacing, kind, entries),
         unit_start=not kind.scaled or spacing == "leading",
-        guidance="cfg+clipped" if thresholds or clips else "cfg",
+        guidance=_guidance(kind, entries),
         distilled=kind.distilled,
     )
+
+
+def _guidance(kind: _Kind, entries: Entries) -> ConfigDict:
+    """The rule of guidance, with what is done to its x0.
+
+    Thresholding divides x0 by a quantile, which is cut to [1, sample_max_value]. At 1 that is
+    clipping.
+    """
+    limit = None
+    if entries.get("thresholding"):
+        largest = float(entries.get("sample_max_value", 1.0))
+        if largest < 1.0:
+            raise UserError(f"sample_max_value={largest:g} is below 1, which is not known here")
+        if largest > 1.0:
+            rule = lookup.guidance_called("cfg+thresholded")
+            rule.quantile = float(entries.get("dynamic_thresholding_ratio", 0.995))
+            rule.largest = largest
+            return rule
+        limit = 1.0
+    elif entries.get("clip_sample", kind.clips):
+        limit = float(entries.get("clip_sample_range", 1.0))
+    if limit is None:
+        return lookup.guidance_called("cfg")
+    rule = lookup.guidance_called("cfg+clipped")
+    rule.limit = limit
+    return rule
 
 
 def _check_known(name: str, entries: Entries, known: Mapping[str, tuple[Any, ...]]) -> None:
@@ -300,6 +332,8 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     number = _num_steps(entries)
     if kind.distilled:
         distilled = int(entries.get("original_inference_steps", 50))
+        if not 1 <= distilled <= number:
+            raise UserError(f"original_inference_steps={distilled} is to be from 1 to {number}")
         return spec(grids.Subset, num_train_steps=number, num_distilled=distilled)
     if entries.get("use_karras_sigmas"):
         return spec(grids.Karras, highest=_HIGHEST)
@@ -323,12 +357,15 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     return known[spacing]()
 
 
-def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
+def _flow(entries: Entries, num_tokens: int, uniform: bool, by_steps: bool) -> Schedule:
     """Flow matching: Euler's steps on the linear path, with times shifted towards noise."""
     _check_known(_FLOW, entries, _KNOWN_OF_FLOW)
     number = _num_steps(entries)
     least = 1.0 / number
-    if entries.get("use_dynamic_shifting"):
+    shift: float | None = None
+    if entries.get("use_dynamic_shifting") and by_steps:
+        pass  # It is the grid's, which knows the number of steps.
+    elif entries.get("use_dynamic_shifting"):
         shift = dynamic_shift(entries, num_tokens)
     else:
         shift = float(entries.get("shift", 1.0))
@@ -341,7 +378,10 @@ def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
         target=choices.copy(choices.TARGETS["velocity"]),
         noise_label=label,
         solver=choices.copy(choices.SOLVERS["euler"]),
-        grid=spec(grids.Shifted, grid=times, shift=shift),
+        grid=spec(grids.Shifted, grid=times, shift=shift)
+        if shift is not None
+        else spec(grids.ShiftedBySteps, grid=times, num_tokens=num_tokens),
+        guidance=lookup.guidance_called("cfg"),
     )
 
 

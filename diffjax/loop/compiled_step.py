@@ -1,12 +1,13 @@
 """The train step of a run: its pure function, its program for a mesh, and its FLOPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import Array
 
 from diffjax.compiling import jit
+from diffjax.data.sources import Bucket
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.setup import Setup, countable
 from diffjax.training.averages import Averages
@@ -32,25 +33,40 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
 
 
 def compile_train_step(
-    setup: Setup, key: Array, optimizer: Optimizer | None = None, frozen_teacher: Any = None
+    setup: Setup,
+    key: Array,
+    optimizer: Optimizer | None = None,
+    frozen_teacher: Any = None,
+    buckets: Sequence[Bucket] = (),
 ) -> Callable:
-    """The train step for this mesh, compiled before the clock starts; it donates its state."""
-    config, wired = setup.config, setup.wired
-    place = batch_sharding(setup.mesh)
-    batch = jax.tree.map(
-        lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place),
-        wired.batch_shapes(config.batch_size),
-    )
+    """The train step for this mesh, compiled before the clock starts; it donates its state.
+
+    Of data in buckets there is a program for each shape of images.
+    """
+    config, place = setup.config, batch_sharding(setup.mesh)
+    shapes = list(dict.fromkeys(bucket.image_shape for bucket in buckets))
+    wired = [setup.wired._replace(image_shape=shape) for shape in shapes] or [setup.wired]
+    batches = [
+        jax.tree.map(
+            lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place),
+            each.batch_shapes(config.batch_size),
+        )
+        for each in wired
+    ]
     jitted = jit(
         train_step_of(setup, optimizer),
         mesh=setup.mesh,
         donate_argnums=0,
         out_shardings=(setup.shardings, replicated(setup.mesh)),
     )
-    if frozen_teacher is None:
-        return jitted.lower(setup.abstract, key, batch).compile()
-    compiled = jitted.lower(setup.abstract, key, batch, frozen_teacher).compile()
-    return lambda state, key, batch: compiled(state, key, batch, frozen_teacher)
+    further = () if frozen_teacher is None else (frozen_teacher,)
+    programs = {
+        batch["image"].shape: jitted.lower(setup.abstract, key, batch, *further).compile()
+        for batch in batches
+    }
+    if len(programs) == 1 and not further:
+        return next(iter(programs.values()))
+    return lambda state, key, batch: programs[batch["image"].shape](state, key, batch, *further)
 
 
 def train_flops(setup: Setup) -> float | None:

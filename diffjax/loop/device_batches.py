@@ -35,8 +35,10 @@ def device_batches(
         key = posterior_key(config.seed)
         for step, batch in enumerate(islice(stream, last - first), first):
             placed = {
-                name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
-                for name, shape in used.items()
+                name: jax.make_array_from_process_local_data(
+                    place, batch[name], (config.batch_size, *batch[name].shape[1:])
+                )
+                for name in used
                 if name in batch or name != LOG_VARIANCE
             }
             yield drawn(placed, rollbacks.key(key, step + 1), step)

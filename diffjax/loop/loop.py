@@ -182,7 +182,9 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     with workdirs.timed(workdir, "compile_seconds"):
                         optimizer = scheduled(*schedule)
                         teacher = read_teacher(setup.parts, workdir)
-                        train_step = compile_train_step(setup, step_key, optimizer, teacher)
+                        train_step = compile_train_step(
+                            setup, step_key, optimizer, teacher, dataset.train.buckets
+                        )
                     if start["step"] == 0:
                         workdirs.record(workdir, train_flops_per_step=train_flops(setup))
                     recorder = Recorder(training, start)

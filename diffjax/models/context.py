@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Float
 
-from diffjax.conditions import TokenStates
+from diffjax.conditions import Augmented, TokenStates
 from diffjax.errors import UserError
 from diffjax.models.attention import masked
-from diffjax.models.layers import Dense, as_of_head_width, compute_type
+from diffjax.models.layers import Dense, SelfAttention, as_of_head_width, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.shapes import Array, Images, Tokens
 
@@ -23,7 +23,8 @@ class Parts(NamedTuple):
     Attributes:
         labels: int `[B]`, added to the conditioning vector through a table; None without classes.
         tokens: attended to; None without.
-        images: `[B, H, W, C]` each, concatenated with the input in the channels.
+        images: `[B, H, W, C]` each, concatenated with the input in the channels; the level of noise
+            in one (`LowResolution`) is a further channel.
         numbers: `[B, k]`, embedded beside the noise label.
     """
 
@@ -54,7 +55,11 @@ def parts_of(cond: Any, takes_numbers: bool = False) -> Parts:
     for part in cond.values() if isinstance(cond, Mapping) else [cond]:
         if part is None:
             continue
-        if isinstance(part, TokenStates) and found.tokens is None:
+        if isinstance(part, Augmented):
+            images, level = part
+            where = jnp.broadcast_to(level[:, None, None, None], (*images.shape[:3], 1))
+            found = found._replace(images=(*found.images, images, where))
+        elif isinstance(part, TokenStates) and found.tokens is None:
             found = found._replace(tokens=part)
         elif not isinstance(part, tuple) and part.ndim == 1 and found.labels is None:
             found = found._replace(labels=part)
@@ -73,19 +78,42 @@ def parts_of(cond: Any, takes_numbers: bool = False) -> Parts:
     return found
 
 
+class Enlarged(nn.Module):
+    """Images `[B, h, w, C]` at whole multiples of their sides, by linear interpolation.
+
+    Attributes:
+        factors: of height and width.
+    """
+
+    factors: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, image: Images) -> Float[Array, " batch rows columns channels"]:
+        batch, height, width, channels = image.shape
+        rows, columns = self.factors
+        shape = (batch, height * rows, width * columns, channels)
+        return jax.image.resize(image, shape, "linear")
+
+
 def beside(x: Images, images: tuple[jax.Array, ...]) -> Float[Array, " batch height width both"]:
-    """The images with others beside them, in further channels.
+    """The images with others beside them, in further channels; smaller ones are enlarged.
+
+    For modules: it is called within a compact method.
 
     Raises:
-        UserError: another height or width.
+        UserError: a height or width that does not divide.
     """
+    found = [x]
     for image in images:
-        if image.shape[:3] != x.shape[:3]:
+        (height, width), (rows, columns) = x.shape[1:3], image.shape[1:3]
+        if height % rows or width % columns:
             raise UserError(
-                f"the condition's images of {image.shape[1]}x{image.shape[2]} pixels are to lie "
-                f"beside images of {x.shape[1]}x{x.shape[2]}: resize them"
+                f"the condition's images of {rows}x{columns} pixels are to lie beside images of "
+                f"{height}x{width}: resize them to that, or to a whole fraction"
             )
-    return jnp.concatenate([x, *images], axis=-1) if images else x
+        same = (rows, columns) == (height, width)
+        found.append(image if same else Enlarged((height // rows, width // columns))(image))
+    return jnp.concatenate(found, axis=-1) if images else x
 
 
 class CrossAttention(nn.Module):
@@ -140,3 +168,28 @@ class CrossAttention(nn.Module):
         return Dense(width, dtype=dtype, kernel_init=initializers.zeros, name="out")(
             out.reshape(batch, length, width)
         )
+
+
+class AttentionWithTokens(SelfAttention):
+    """Self-attention whose keys and values are also those of the condition's tokens.
+
+        softmax(q [k_c, k]ᵀ / √d) [v_c, v]        k_c, v_c = W tokens
+
+    In one softmax an image's tokens attend to those of the condition and to each other. Nichol et
+    al. 2021 (GLIDE, arXiv:2112.10741), section 2.3. Attributes are those of `SelfAttention`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Tokens, context: TokenStates) -> Tokens:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, *own = self._heads(x)
+        batch, length, heads, width = q.shape
+        kv = Dense(
+            2 * heads * width,
+            dtype=compute_type(self.dtype),
+            kernel_init=self.kernel_init,
+            name="context_kv",
+        )(context.states.astype(x.dtype))
+        given = (part.reshape(batch, -1, heads, width) for part in jnp.split(kv, 2, axis=-1))
+        k, v = (jnp.concatenate(both, axis=1) for both in zip(given, own, strict=True))
+        shown = jnp.concatenate([context.mask, jnp.ones((batch, length), bool)], axis=1)
+        return self._joined(masked(q, k, v, shown[:, None, None]))

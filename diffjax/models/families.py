@@ -15,8 +15,9 @@ from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFl
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import FLUX2, FLUX2_AUTHORS, LDM, OLD_DIFFUSERS
 from diffjax.models.autoencoder_kl.published import PREFIXES as AUTOENCODER_PREFIXES
-from diffjax.models.bert.network import Bert
+from diffjax.models.bert.network import Bert, MultilingualCLIP
 from diffjax.models.bert.published import FAMILY as BERT
+from diffjax.models.bert.published import MCLIP
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
 from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
@@ -44,11 +45,15 @@ from diffjax.models.flux2.published import DIFFUSERS as FLUX2_OF_DIFFUSERS
 from diffjax.models.flux2.published import FAMILY as FLUX2_FAMILY
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
+from diffjax.models.kandinsky.network import KandinskyUNet
+from diffjax.models.kandinsky.published import FAMILY as KANDINSKY_DECODER
 from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
 from diffjax.models.movq.published import KANDINSKY
+from diffjax.models.qwen3.network import Qwen3
+from diffjax.models.qwen3.published import FAMILY as QWEN3
 from diffjax.models.rae.network import RAE
 from diffjax.models.rae.published import FAMILY as RAE_FAMILY
 from diffjax.models.rae.published import OLD as OLD_RAE
@@ -66,6 +71,8 @@ from diffjax.models.t5.published import FAMILY as T5
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
+from diffjax.models.unclip.network import UnclipPrior
+from diffjax.models.unclip.published import FAMILY as UNCLIP_PRIOR
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
@@ -86,12 +93,14 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     ADMClassifier: {AUTHORS: CLASSIFIER},
     SongUNet: {AUTHORS: SONG},
     DhariwalUNet: {AUTHORS: DHARIWAL},
+    KandinskyUNet: {DIFFUSERS: KANDINSKY_DECODER},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     MMDiT: {AUTHORS: SD3_FAMILY, DIFFUSERS: SD3_OF_DIFFUSERS},
     Flux: {AUTHORS: FLUX_FAMILY, DIFFUSERS: FLUX_OF_DIFFUSERS},
     Flux2: {AUTHORS: FLUX2_FAMILY, DIFFUSERS: FLUX2_OF_DIFFUSERS},
     StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
+    UnclipPrior: {DIFFUSERS: UNCLIP_PRIOR},
     TAESD: {AUTHORS: TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
@@ -101,7 +110,9 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
     ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
     T5Encoder: {DIFFUSERS: T5},
+    MultilingualCLIP: {DIFFUSERS: MCLIP},
     Bert: {DIFFUSERS: BERT},
+    Qwen3: {DIFFUSERS: QWEN3},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,17 @@ from flax import traverse_util
 from diffjax.errors import UserError
 from diffjax.models.families import LAYOUTS, Found
 from diffjax.models.layers import in_stack, is_stacked
-from diffjax.models.low_rank import KERNEL, A, B, lora_layers
-from diffjax.pretrained.factors import Factors, to_theirs
+from diffjax.models.low_rank import KERNEL, A, B, LoraLayers, lora_layers
+from diffjax.pretrained.factors import Factors, to_ours, to_theirs
 from diffjax.pretrained.family import Denoiser, Family
-from diffjax.pretrained.lora import Lora, LowRank, merged, of_another_network, unknown_layers
+from diffjax.pretrained.lora import (
+    Lora,
+    LowRank,
+    changes_by_name,
+    merged,
+    of_another_network,
+    unknown_layers,
+)
 from diffjax.pretrained.tables import applied, published_shapes
 
 
@@ -34,28 +42,31 @@ def with_loras(found: Found, loras: Sequence[Lora], part: str) -> Found:
     """
     for lora in loras:
         if part in lora.parts:
-            there = _in_a_layout_of(found, lora, part)
-            state = merged(there.state, lora, part, there.source)
-            found = there._replace(state=state) if lora.weight else found
+            layout, family, state = _layout_with(found, lora, part)
+            if family is not found.family:
+                state = family.to_theirs(found.params(), found.network)
+            state = merged(state, lora, part, found.source)
+            if lora.weight:
+                found = found._replace(layout=layout, family=family, state=state)
     return found
 
 
-def _in_a_layout_of(found: Found, lora: Lora, part: str) -> Found:
-    """The weights in the first layout whose names a file has; the one that they are in if it has.
+def _layout_with(found: Found, lora: Lora, part: str) -> tuple[str, Family, Mapping[str, Any]]:
+    """The first layout whose names a file has, with its tensors or shapes; that of the weights if
+    it has.
 
     Raises:
         UserError: no layout has all the layers.
     """
-    if not (unknown := unknown_layers(lora, part, found.state)):
-        return found
-    fewest, nearest = len(unknown), found.state
-    for layout, family, shapes in _others(found):
-        if not (unknown := unknown_layers(lora, part, shapes)):
-            state = family.to_theirs(found.params(), found.network)
-            return found._replace(layout=layout, family=family, state=state)
-        if len(unknown) < fewest:
-            fewest, nearest = len(unknown), shapes
-    raise of_another_network(lora, part, nearest, found.source)
+    nearest: tuple[int, Mapping[str, Any]] | None = None
+    for layout, family, state in chain([(found.layout, found.family, found.state)], _others(found)):
+        unknown = len(unknown_layers(lora, part, state))
+        if not unknown:
+            return layout, family, state
+        if nearest is None or unknown < nearest[0]:
+            nearest = unknown, state
+    assert nearest is not None
+    raise of_another_network(lora, part, nearest[1], found.source)
 
 
 def _others(found: Found) -> Iterator[tuple[str, Family, Mapping[str, Any]]]:
@@ -70,6 +81,90 @@ def _others(found: Found) -> Iterator[tuple[str, Family, Mapping[str, Any]]]:
                     except ValueError:  # This network has parts that the layout has no names for.
                         continue
                     yield name, family, shapes
+
+
+def factors_of(found: Found, loras: Sequence[Lora], part: str) -> dict[str, Factors]:
+    """A and B of files of LoRA by the paths of layers here, those of several files side by side.
+
+    Weights and scales are in B. Blocks are apart, also where the network stacks them.
+
+    Args:
+        found: the weights of the network.
+        loras: the files with their weights.
+        part: the part of a pipeline that the network is.
+
+    Raises:
+        UserError: a file is of another network, or of something else than a kernel.
+    """
+    denoiser = _separate(found.network)
+    kernels: Any = traverse_util.flatten_dict(found.family.shapes(denoiser), sep="/")
+    sides: dict[str, list[Factors]] = {}
+    for lora in (lora for lora in loras if part in lora.parts):
+        _, family, state = _layout_with(found, lora, part)
+        changes = changes_by_name(state, lora, part, found.source)
+        for row in applied(family.table(denoiser), kernels):
+            of_row = [changes.get(name) for name in row.theirs]
+            if not any(of_row):
+                continue
+            layers = [path.removesuffix(f"/{KERNEL}") for path in row.ours]
+            if layers[0] == row.ours[0]:
+                raise UserError(f"the LoRA {lora.file}: {layers[0]} is no kernel; merge it")
+            pairs = [None if x is None else _weighted(x, lora.weight) for x in of_row]
+            try:
+                shapes = [kernels[path].shape for path in row.ours]
+                found_here = to_ours(row.transform, shapes, pairs)
+            except ValueError as error:
+                raise UserError(f"the LoRA {lora.file}: {row.theirs[0]} {error}") from error
+            for layer, pair in zip(layers, found_here, strict=True):
+                sides.setdefault(layer, []).extend([pair] if pair else [])
+    return {
+        layer: (np.concatenate([a for a, _ in pairs], -1), np.concatenate([b for _, b in pairs]))
+        for layer, pairs in sides.items()
+        if pairs
+    }
+
+
+def with_factors(params: Any, factors: Mapping[str, Factors]) -> tuple[Any, LoraLayers]:
+    """Parameters with A and B beside their kernels, and the layers that have them.
+
+    Args:
+        params: of a network, whose blocks may be stacked.
+        factors: A and B by layer, of any ranks, from `factors_of`.
+
+    Returns:
+        The parameters, with zeros where a rank is less than the largest, or one of stacked blocks
+        has no change; and what a network is evaluated with (`LoraLayers.on`).
+    """
+    leaves: Any = traverse_util.flatten_dict(params, sep="/")
+    rank, layers, sides = max(len(b) for _, b in factors.values()), [], {}
+    for path, kernel in leaves.items():
+        layer = path.removesuffix(f"/{KERNEL}")
+        stacked = is_stacked(layer)
+        count = kernel.shape[0] if stacked and layer != path else 1
+        pairs = [factors.get(in_stack(layer, i) if stacked else layer) for i in range(count)]
+        if layer == path or not any(pairs):
+            continue
+        shape = kernel.shape[1:] if stacked else kernel.shape
+        a, b = np.zeros((count, *shape[:-1], rank), "f"), np.zeros((count, rank, shape[-1]), "f")
+        for i, pair in enumerate(pairs):
+            if pair is not None:
+                a[i, ..., : len(pair[1])], b[i, : len(pair[1])] = pair
+        layers.append(layer)
+        sides |= {f"{layer}/{A}": a if stacked else a[0], f"{layer}/{B}": b if stacked else b[0]}
+    lora = LoraLayers(rank=rank, layers=",".join(layers))
+    return traverse_util.unflatten_dict({**leaves, **sides}, sep="/"), lora
+
+
+def _weighted(change: LowRank, weight: float) -> Factors:
+    down, up = (np.asarray(x).astype(np.float32) for x in (change.down, change.up))
+    return down, up * np.float32(weight * change.scale)
+
+
+def _separate(denoiser: Denoiser) -> Denoiser:
+    """The network whose blocks are not stacked."""
+    if "scan" not in vars(denoiser.network):
+        return denoiser
+    return replace(denoiser, network=denoiser.network.clone(scan=False))
 
 
 def published_changes(
@@ -90,9 +185,7 @@ def published_changes(
     Raises:
         UserError: the layout has no matrix for a layer.
     """
-    if "scan" in vars(denoiser.network):
-        denoiser = replace(denoiser, network=denoiser.network.clone(scan=False))
-    factors, changes = _factors(params), []
+    denoiser, factors, changes = _separate(denoiser), _factors(params), []
     shapes: Any = traverse_util.flatten_dict(layout.shapes(denoiser), sep="/")
     for row in applied(layout.table(denoiser), shapes):
         pairs = [factors.get(path.removesuffix(f"/{KERNEL}")) for path in row.ours]

@@ -9,7 +9,7 @@ networks, checkpoints and averages treat them as any parameter. Hu et al. 2021, 
 
 import difflib
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -27,7 +27,7 @@ from diffjax.models.layers import rows_as_one
 A, B = "lora_a", "lora_b"
 """The names of the two matrices, beside that of their kernel."""
 KERNEL = "kernel"
-_ROOT_FREE = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_AS_IN_TORCH = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/√fan_in: Kaiming's with a = √5, as torch begins layers and peft begins A."""
 
 
@@ -74,7 +74,7 @@ class LoraLayers:
             return others
         return ",".join([f"*/{A}", f"*/{B}", *filter(None, [others])])
 
-    def on(self, train: bool = False) -> Any:
+    def on(self, train: bool = False) -> AbstractContextManager[Any]:
         """A context in which networks are initialised and evaluated with their changes.
 
         Args:
@@ -126,7 +126,7 @@ class LoraLayers:
         if B in params:
             kernel = params[KERNEL]
             change = self.scale * product(params[A], params[B])
-            whole[KERNEL] = (kernel + change).astype(kernel.dtype)
+            whole[KERNEL] = (kernel.astype(change.dtype) + change).astype(kernel.dtype)
         return whole
 
 
@@ -185,7 +185,7 @@ def _adding(lora: LoraLayers, train: bool) -> Callable[..., Any]:
             return out
         (x,) = args
         kernel = layer.get_variable("params", KERNEL)
-        a = layer.param(A, _ROOT_FREE, (*kernel.shape[:-1], lora.rank))
+        a = layer.param(A, _AS_IN_TORCH, (*kernel.shape[:-1], lora.rank))
         b = layer.param(B, initializers.zeros, (lora.rank, kernel.shape[-1]))
         if train and lora.dropout:
             keep = 1.0 - lora.dropout

@@ -1,7 +1,7 @@
 """The U-Net: residual blocks, attention on small maps or to tokens, skip connections.
 
 Published networks are settings of it: ADM (`models/adm`), DDPM (`models/ddpm`), DDPM++ and NCSN++
-(`models/edm`), Stable Diffusion (`models/stable_diffusion`).
+(`models/edm`), Stable Diffusion (`models/stable_diffusion`), Kandinsky 2 (`models/kandinsky`).
 """
 
 import math
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.context import Parts, beside, parts_of
+from diffjax.models.context import AttentionWithTokens, Parts, beside, parts_of
 from diffjax.models.layers import (
     COSINES_FIRST,
     HIDDEN,
@@ -248,6 +248,7 @@ class AttentionBlock(nn.Module):
         x ← (x + attention(norm(x)))·skip_scale
 
     There are `num_heads` heads, or, if that is 0, as many as have `head_channels` channels each.
+    Called with the condition's tokens, it attends to them too (`AttentionWithTokens`).
     """
 
     head_channels: int
@@ -260,13 +261,14 @@ class AttentionBlock(nn.Module):
     num_groups: int = 0
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images, context: TokenStates | None = None) -> Images:
         channels = x.shape[-1]
         heads = _num_heads(x, self.num_heads, self.head_channels)
         dtype = compute_type(self.dtype)
         groups = self.num_groups or num_groups(channels)
         norm = GroupNorm(groups, dtype, self.epsilon, name="norm")
-        h = SelfAttention(
+        kind: Any = SelfAttention if context is None else AttentionWithTokens
+        look = kind(
             heads,
             self.attention,
             self.dtype,
@@ -274,7 +276,9 @@ class AttentionBlock(nn.Module):
             out_init=initializers.zeros,
             qkv_order=self.qkv_order,
             name="attention",
-        )(norm(x).reshape(x.shape[0], -1, channels))
+        )
+        tokens = () if context is None else (context,)
+        h = look(norm(x).reshape(x.shape[0], -1, channels), *tokens)
         return constrain((x + h.reshape(x.shape)) * self.skip_scale, *MAPS)
 
 
@@ -376,6 +380,9 @@ class UNet(nn.Module):
         transformers: where transformers attend to the condition's tokens, in the place of
             self-attention; None is without.
         num_groups: the number of groups of all group norms; 0 is that of `num_groups`.
+        token_levels: the levels whose self-attention attends to the condition's tokens too, as in
+            Kandinsky 2, in the place of `attention_resolutions`; that of the middle does with any.
+            None is without.
 
     Raises:
         UserError: a map can't be halved as often as there are levels, the heads do not divide the
@@ -425,6 +432,7 @@ class UNet(nn.Module):
     images_out: bool = False
     transformers: Transformers | None = None
     num_groups: NotNegative[int] = 0
+    token_levels: tuple[NotNegative[int], ...] | None = None
 
     @nn.compact
     def __call__(
@@ -438,7 +446,7 @@ class UNet(nn.Module):
         self._check(*x.shape[1:3])
         parts = parts_of(cond, takes_numbers=self.embedding.added_width > 0)
         self._check_parts(parts)
-        c, context = self._conditioning(noise_label, parts, augment_labels), parts.tokens
+        c, context = self._conditioning(noise_label, parts, augment_labels), self._tokens(parts)
         h, skips = self._down(beside(x, parts.images), c, train, context)
         h = self._middle(h, c, train, context)
         self.sow(*HIDDEN, h)
@@ -471,6 +479,10 @@ class UNet(nn.Module):
             name="conditioning",
         )(noise_label, parts.labels, augment_labels).vector
         return vector + self._added(parts) if how.added_width else vector
+
+    def _tokens(self, parts: Parts) -> TokenStates | None:
+        """The tokens that attention sees."""
+        return parts.tokens
 
     def _added(self, parts: Parts) -> jax.Array:
         """What the pooled vector and the numbers add to the conditioning vector."""
@@ -509,7 +521,7 @@ class UNet(nn.Module):
     ) -> jax.Array:
         h = self._residual(h, c, train, self._last, "middle_0")
         if self.transformers is None:
-            h = self._attend(h, "middle_attention")
+            h = self._attend(h, "middle_attention", self._shown(context))
         else:
             h = self._transform(h, self.transformers.middle, "middle_transformer", context)
         return self._residual(h, c, train, self._last, "middle_1")
@@ -579,8 +591,11 @@ class UNet(nn.Module):
         if self.transformers is not None:
             depth = self.transformers.levels[level]
             return self._transform(h, depth, f"{name}_transformer", context) if depth else h
-        attends = h.shape[1] in self.attention_resolutions
-        return self._attend(h, f"{name}_attention") if attends else h
+        if self.token_levels is None:
+            attends = h.shape[1] in self.attention_resolutions
+        else:
+            attends = level in self.token_levels
+        return self._attend(h, f"{name}_attention", self._shown(context)) if attends else h
 
     def _transform(
         self, h: jax.Array, depth: int, name: str, context: TokenStates | None
@@ -595,7 +610,11 @@ class UNet(nn.Module):
             name=name,
         )(h, context)
 
-    def _attend(self, h: jax.Array, name: str) -> jax.Array:
+    def _shown(self, context: TokenStates | None) -> TokenStates | None:
+        """The tokens that self-attention sees."""
+        return None if self.token_levels is None else context
+
+    def _attend(self, h: jax.Array, name: str, context: TokenStates | None) -> jax.Array:
         return rematerialised(AttentionBlock, self.remat)(
             self.head_channels,
             self.dtype,
@@ -606,7 +625,7 @@ class UNet(nn.Module):
             self.skip_scale,
             self.num_groups,
             name=name,
-        )(h)
+        )(h, context)
 
     def _halve(self, h: jax.Array, c: jax.Array, train: bool, level: int) -> jax.Array:
         name = f"down_{level}_resample"
@@ -645,16 +664,25 @@ class UNet(nn.Module):
         return h, image
 
     @property
+    def shift_equivariant(self) -> bool:
+        """Whether rolls of maps that wrap around commute with the network (`models.seamless`).
+
+        Longer filters than the mean of two by two pixels are padded by zeros.
+        """
+        return tuple(self.resampling.taps) == BOX
+
+    @property
     def _last(self) -> int:
         return len(self.channel_multipliers) - 1
 
     def _check_parts(self, parts: Parts) -> None:
         """Refuses a condition whose tokens or numbers have no place, or that lacks them."""
-        if parts.tokens is not None and self.transformers is None:
+        attends = self.transformers is not None or self.token_levels is not None
+        if parts.tokens is not None and not attends:
             raise UserError(
                 "UNet attends to no tokens: take DiT for this condition, or set `transformers`"
             )
-        if parts.tokens is None and self.transformers is not None:
+        if parts.tokens is None and attends:
             raise UserError("this U-Net attends to tokens, and its condition has none")
         if self.embedding.added_width and (parts.numbers is None or parts.tokens is None):
             raise UserError(

@@ -3,7 +3,7 @@
 CLIP's text encoders have the same blocks (`clip_text/`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +24,13 @@ def gelu(x: jax.Array) -> jax.Array:
 def quick_gelu(x: jax.Array) -> jax.Array:
     """`x sigmoid(1.702 x)`, an approximation of GELU, in CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": gelu,
+}
+"""The nonlinearities of CLIP by name, as transformers has them."""
 
 
 class ViT(nn.Module):
@@ -50,6 +57,7 @@ class ViT(nn.Module):
         resize_positions: `(positions [G, G, width], size) -> [size, size, width]` for images with
             another number of patches; None accepts images of `grid` patches alone.
         affine_end: whether the last normalisation has a scale and a bias.
+        mlp_width: the width between the layers of an MLP; 4 times `width` by default.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, arXiv:2010.11929
@@ -68,6 +76,7 @@ class ViT(nn.Module):
     layer_scale: bool = False
     resize_positions: Callable[[jax.Array, int], jax.Array] | None = None
     affine_end: bool = True
+    mlp_width: int | None = None
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, " batch tokens {self.width}"]:
@@ -91,7 +100,12 @@ class ViT(nn.Module):
             x = _norm(self.epsilon, "norm_before")(x)
         for i in range(self.depth):
             x = Block(
-                self.num_heads, self.epsilon, self.activation, self.layer_scale, name=f"block_{i}"
+                self.num_heads,
+                self.epsilon,
+                self.activation,
+                self.layer_scale,
+                self.mlp_width,
+                name=f"block_{i}",
             )(x)
         return _norm(self.epsilon, "norm", affine=self.affine_end)(x)
 

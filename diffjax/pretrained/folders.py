@@ -28,7 +28,7 @@ WEIGHTS = "diffusion_pytorch_model"
 _NAMES = (WEIGHTS, "model", "pytorch_model")  # the others of transformers
 KINDS = ("safetensors", "bin", "pt", "pth")
 """The ends of names of files of weights."""
-_DENOISERS = ("transformer", "unet")
+_DENOISERS = ("transformer", "unet", "prior")
 _LARGEST_TEXT_BYTES = 2**26
 MOST_SHARD_BYTES = 10 * 10**9
 """The largest file that diffusers writes."""

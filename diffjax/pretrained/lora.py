@@ -245,18 +245,37 @@ def merged(state: Mapping[str, Any], lora: Lora, part: str, source: str) -> dict
     Raises:
         UserError: matrices have other sizes than a layer.
     """
-    known, found = _known(state), dict(state)
+    found = dict(state)
+    for name, change in changes_by_name(state, lora, part, source).items():
+        found[name] = _changed(state[name], change, np.float32(lora.weight))
+    return found
+
+
+def changes_by_name(
+    state: Mapping[str, Any], lora: Lora, part: str, source: str
+) -> dict[str, LowRank]:
+    """The changes of a part by the names of the tensors that they are of.
+
+    Args:
+        state: tensors or shapes of a network by name; all layers are there (`unknown_layers`).
+        lora: the file.
+        part: the part of a pipeline that the tensors are of.
+        source: the file of the tensors, for errors.
+
+    Raises:
+        UserError: matrices have other sizes than a layer.
+    """
+    known, found = _known(state), {}
     for change in lora.parts[part]:
         layer = known[_flat(change.layer)]
         name = f"{layer}.weight"
-        before = found[name]
-        if not change.fits(before.shape):
+        if not change.fits(state[name].shape):
             raise UserError(
                 f"the LoRA {lora.file} is of another network than {source}: {layer} is "
-                f"{list(before.shape)}, and its matrices are {list(change.up.shape)} and "
+                f"{list(state[name].shape)}, and its matrices are {list(change.up.shape)} and "
                 f"{list(change.down.shape)}"
             )
-        found[name] = _changed(before, change, np.float32(lora.weight))
+        found[name] = change
     return found
 
 

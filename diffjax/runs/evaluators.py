@@ -27,6 +27,7 @@ from diffjax.runs.measure import (
     noise_seed,
     own_extractor,
     own_mix,
+    own_prompts,
     reference_of,
     telling,
     wanted_samples,
@@ -40,7 +41,8 @@ from diffjax.training.sharding import batch_sharding
 from diffjax.training.state import LIVE
 
 Begun = Callable[[int], Any]
-_IN_SHORT = ("frechet_distance", "kernel_distance", "accuracy")
+_OF_TEXTS = ("clip_score", "retrieval_accuracy")
+_IN_SHORT = ("frechet_distance", "kernel_distance", "accuracy", *_OF_TEXTS)
 _OF_MIXTURE = ("sliced_wasserstein", "mode_weights")
 _FURTHER = (
     "frechet_distance_at_infinity",
@@ -158,7 +160,7 @@ class Samples:
                 f"there is no {of_mixture[0]} of {dataset.name}: it needs data whose true "
                 "distribution is known"
             )
-        if not {"accuracy", "cmmd"} & set(self.metrics):
+        if not {"accuracy", "cmmd", *_OF_TEXTS} & set(self.metrics):
             return  # An extractor may be a large file.
         extractor = own_extractor(run.config)
         classes = dataset.num_classes and extractor.test_accuracy is not None
@@ -167,6 +169,11 @@ class Samples:
                 f"there is no accuracy of {dataset.name} by {extractor.name}: it needs "
                 "classes and a classifier of these"
             )
+        of_texts = [name for name in self.metrics if name in _OF_TEXTS]
+        have_texts = own_prompts(run.config) or dataset.test.captions
+        if of_texts and (extractor.texts is None or not have_texts):
+            lacking = "prompts or captions" if extractor.texts else "the extractor clip_folder"
+            raise UserError(f"there is no {of_texts[0]} by {extractor.name}: it needs {lacking}")
         if "cmmd" in self.metrics and not extractor.for_cmmd:
             raise UserError(f"there is no cmmd by {extractor.name}: it needs features of CLIP")
 
@@ -176,7 +183,7 @@ class Samples:
         wired, settings = run.parts.wired, run.config.evaluation
         shares = label_shares(own_mix(run.config), wired, dataset, real.class_counts)
         labels = proportional_labels(self.num_samples, shares)
-        samples = wanted_samples(wired, lambda: dataset, labels)
+        samples = wanted_samples(wired, lambda: dataset, labels, own_prompts(run.config))
         seed = noise_seed(run.config.seed, settings.seed)
         request = Request(samples.condition, seed, samples.source)
         model = run.model(self.weights or None)
@@ -185,6 +192,7 @@ class Samples:
             Batches(len(request), images),
             samples.labels if dataset.num_classes else None,
             real,
+            texts=samples.texts,
             all_metrics=any(name in _FURTHER for name in self.metrics),
         )
         return {name: _value(found[name]) for name in self.metrics}

@@ -49,7 +49,8 @@ def find_initial_weights(
     name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of one of
     the layouts of the network (`diffjax.models.families`). The settings of the network are not
     changed: those of diffusers' DiT differ from those of its authors. The projector of REPA may be
-    missing, or be left over, and LoRA may be missing.
+    missing, or be left over, and LoRA may be missing; in the layouts of published networks, all
+    that an objective adds, such as the embedding of a second time.
 
     Args:
         named: the folder of a run, `FOLDER:weights`, a file of torch or safetensors, or a folder of
@@ -158,7 +159,10 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
         fitting = family.without_variance(state, denoiser)
         facts |= {} if fitting is state else {"left_out": "learned variance"}
         family.check(fitting, denoiser, where)
-        check_same(where, family.shapes(denoiser), like)
+        shapes = by_path(family.shapes(denoiser))
+        # What an objective adds to the network begins fresh, such as the embedding of a second
+        # time.
+        check_same(where, shapes, {name: x for name, x in here.items() if name in shapes})
         weights = partial(family.to_ours, fitting, denoiser, where, place)
     else:
         check_same(where, arrays, like)

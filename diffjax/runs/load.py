@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
+from diffjax.pretrained.lora import Lora
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
@@ -112,12 +113,14 @@ class Run:
         arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
+        loras: the files of LoRA whose changes its weights have.
     """
 
     parts: Parts
     arrays: TrainState | Arrays
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
+    loras: tuple[Lora, ...] = ()
 
     @property
     def config(self) -> ConfigDict:
@@ -224,6 +227,7 @@ class Run:
         against: Any = None,
         negative: str | None = None,
         weights: str | None = None,
+        seamless: bool | str = False,
         batch_size: int = 256,
     ) -> np.ndarray:
         """Draws one image for each row of a condition; None keeps a setting of the run's config.
@@ -253,6 +257,8 @@ class Run:
                 each.
             negative: a negative prompt for all samples, the same as `against=[negative]`.
             weights: `live` or the name of an average.
+            seamless: whether images continue at their opposite side, so that they tile a plane:
+                True, or "x" (from left to right) or "y" alone.
             batch_size: images at a time.
 
         Returns:
@@ -268,7 +274,7 @@ class Run:
             against = [negative]
         chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
         return draw_images(
-            self.model(weights),
+            self.model(weights).seamless(seamless),
             condition,
             with_found_grid(self, chosen),
             source=source,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.comparison.results import LIKELIHOOD
-from diffjax.data import DataSet, Source, all_examples
+from diffjax.data import DataSet, Source, all_captions, all_examples
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
@@ -21,7 +21,7 @@ from diffjax.evaluation.extractors.features import Extractor, check_images
 from diffjax.evaluation.image_statistics import Batches, ImageSet
 from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import class_counts
-from diffjax.host.files import write_json
+from diffjax.host.files import place_of, write_json
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
@@ -29,6 +29,7 @@ from diffjax.host.storage import translate_storage_errors
 from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
+from diffjax.runs.condition_files import texts_in
 from diffjax.runs.found_grids import FOUND
 from diffjax.runs.likelihoods import (
     WantedBits,
@@ -62,6 +63,8 @@ class Wanted:
         num_samples: the number of samples.
         labels: "data", in the proportions of the real images; "balanced"; or numbers or names of
             classes, comma-separated, in turn. A class that is called "data" is named by its number.
+        prompts: `@FILE` with a text in each line, which samples show in turn, or one text; then
+            labels have no influence. CLIP score and retrieval accuracy need texts.
         batch_size: samples at a time, and images of a likelihood; it changes no number but for
             rounding, only memory and time.
         guidance_scales: 1 is off.
@@ -81,6 +84,7 @@ class Wanted:
     num_steps: Sequence[NumSteps] | None = None
     num_samples: NumSamples | None = None
     labels: str | None = None
+    prompts: str | None = None
     batch_size: AtLeastOne[int] | None = None
     guidance_scales: Sequence[float] | None = None
     guidance: str | None = None
@@ -130,6 +134,9 @@ def measure(
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
+    texts = own_prompts(run.config, wanted.prompts)
+    if not texts and _of_test_images(wired):
+        _check_given(wired, dataset)
     numbers = count(1)
 
     def beat() -> None:
@@ -147,13 +154,14 @@ def measure(
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
-    samples = wanted_samples(wired, lambda: dataset, labels)
+    samples = wanted_samples(wired, lambda: dataset, labels, texts)
     draw = drawer(run, [main, *others], samples, before_samples, wanted.batch_size)
     result = evaluate(
         draw,
         main,
         references,
         labels=samples.labels if dataset.num_classes else None,
+        texts=samples.texts,
         others=others,
         report=report,
     )
@@ -361,18 +369,23 @@ class WantedSamples(NamedTuple):
     """Labels, condition and sources of the n samples that a run is evaluated by.
 
     Attributes:
-        labels: `[n]`, the class that each is to show; zeros without classes.
+        labels: `[n]`, the class that each is to show; zeros without classes, None of prompts.
         condition: their condition, n rows.
         source: `[n, h, w, c]`, what each is made from; None where that is noise.
+        texts: n of them, what each is to show; None where there are none.
     """
 
-    labels: np.ndarray
+    labels: np.ndarray | None
     condition: Any
     source: np.ndarray | None
+    texts: list[str] | None = None
 
 
 def wanted_samples(
-    wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray
+    wired: Wired,
+    dataset: Callable[[], DataSet],
+    labels: np.ndarray,
+    prompts: Sequence[str] = (),
 ) -> WantedSamples:
     """The condition and sources of the samples that a run is evaluated by, one for each label.
 
@@ -385,18 +398,80 @@ def wanted_samples(
         wired: the model.
         dataset: returns the data; called where test images are needed.
         labels: `[n]`.
+        prompts: texts that samples show in turn, in the place of labels and test images; none by
+            default.
+
+    Raises:
+        UserError: the condition can't be read from the prompts.
     """
+    if prompts:
+        _check_prompts(wired, prompts)
+        # A prompt is encoded once, also where there are more prompts than samples.
+        rows = np.arange(len(labels)) % len(prompts)
+        condition = wired.condition.parse(list(prompts[: len(labels)]))
+        texts = [prompts[int(row)] for row in rows]
+        return WantedSamples(None, wired.condition.take(condition, rows), None, texts)
     if not _of_test_images(wired):
         return WantedSamples(labels, wired.condition.of_labels(labels), None)
-    batch = all_examples(_given_by(wired, dataset()), len(labels))
+    given = _given_by(wired, dataset())
+    batch = all_examples(given, len(labels))
+    captions = all_captions(given, len(labels))
     source = batch.get("source") if wired.objective.traits.starts_at_source else None
-    return WantedSamples(batch["label"], wired.condition.of_batch(batch), source)
+    condition = wired.condition.of_batch(batch)
+    return WantedSamples(batch["label"], condition, source, captions or None)
+
+
+def own_prompts(config: ConfigDict, given: str | None = None) -> list[str]:
+    """The text, or those in `@FILE`, of `config.evaluation.prompts` or `given`; [] if it is empty.
+
+    Raises:
+        UserError: the file can't be read, or has no `@` before it.
+    """
+    name = config.evaluation.prompts if given is None else given
+    if name.startswith("@"):
+        return texts_in(place_of(name[1:]))
+    if name and place_of(name).is_file():
+        raise UserError(f"evaluation.prompts={name} is a file: put @ before it, as in @{name}")
+    return [name] if name else []
+
+
+def _check_prompts(wired: Wired, prompts: Sequence[str]) -> None:
+    """Refuses prompts that no sample can show.
+
+    Raises:
+        UserError: samples start at images, or the condition can't be read from the first text.
+    """
+    if wired.objective.traits.starts_at_source:
+        raise UserError(
+            "evaluation.prompts: this run makes images from test images, which have conditions of "
+            "their own: leave it empty"
+        )
+    try:
+        wired.condition.parse(list(prompts[:1]))
+    except UserError as error:
+        raise UserError(f"evaluation.prompts: {error}") from None
 
 
 def _given_by(wired: Wired, dataset: DataSet) -> Source:
     """The images whose sources or conditions samples have."""
     from_noise = not wired.objective.traits.starts_at_source
     return dataset.train if from_noise and not len(dataset.test) else dataset.test
+
+
+def _check_given(wired: Wired, dataset: DataSet) -> None:
+    """Refuses images without the conditions that samples would have.
+
+    Raises:
+        UserError: an array of a condition is missing.
+    """
+    given = _given_by(wired, dataset)
+    names = given.gather(np.arange(min(1, len(given))))
+    for name in wired.condition.shapes(1):
+        if len(given) and name not in names:
+            raise UserError(
+                f"{dataset.name} has no {name}, the condition of this model "
+                f"({wired.condition.describe()}): set evaluation.prompts, or --prompts"
+            )
 
 
 def _of_test_images(wired: Wired) -> bool:
@@ -463,6 +538,8 @@ def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     main, others = wanted_recipes(Run(parts, parts.abstract, Path()), Wanted())
     _check_recipes([main, *others], parts.wired)
     label_shares(own_mix(config), parts.wired, dataset)
+    if prompts := own_prompts(config):
+        _check_prompts(parts.wired, prompts)
     _check_counts(parts, dataset)
     for extractor in own_extractors(config):
         _check_extractor(extractor, dataset.picture_shape)
@@ -497,7 +574,8 @@ def _check_counts(parts: Parts, dataset: DataSet) -> None:
             f"distances need {FEWEST_IMAGES}: add some"
         )
     given = len(_given_by(parts.wired, dataset))
-    if _of_test_images(parts.wired) and given < FEWEST_IMAGES:
+    of_test_images = _of_test_images(parts.wired) and not parts.config.evaluation.prompts
+    if of_test_images and given < FEWEST_IMAGES:
         raise UserError(
             f"samples of this run have the sources or conditions of test images, and "
             f"{dataset.name} has {num_test}: its evaluation needs {FEWEST_IMAGES}"

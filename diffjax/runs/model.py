@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,33 +11,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from diffjax.codecs import Codec, Identity
 from diffjax.compiling import jit
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
+from diffjax.models.seamless import AXES, seamless
 from diffjax.objectives.base import Objective
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import guide
 from diffjax.sampling.parallel import InParallel, Parallel
 from diffjax.sampling.sample import (
+    Around,
     Recipe,
+    Step,
     Trace,
     count_padded,
+    one_step,
     padded,
+    predicted,
     sample_padded,
+    start_walk,
     starting_noise,
     trace,
     with_condition,
 )
+from diffjax.spec import choose
 from diffjax.training.sharding import batch_sharding, local_rows, replicated, spread
 from diffjax.wiring import Wired, check_recipe
 
 Walk = Callable[..., Any]
 """`(denoise, solver, path, times[m], keys[B], x[B, H, W, C]) ->` any tree of arrays, as
 `diffjax.sampling.sample.sample` or `trace`."""
+_SAMPLE = Partial(sample_padded)
+_UNCHANGED = Partial(lambda solver: solver)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +140,21 @@ class Programs:
 
     @cached_property
     def draw(self) -> Any:
-        """`(plan, weights, times, rows) ->` the result of the plan's walk."""
+        """`(plan, weights, walk, times, rows) ->` the result of the walk."""
         everywhere = replicated(self.mesh)
         compiled = partial(_draw, self.wired)
         return jit(compiled, self.mesh, static_argnums=0, out_shardings=everywhere)
+
+    @cached_property
+    def seamless(self) -> "Callable[[str], Programs]":
+        """`axes ->` the same for pictures that wrap around (`diffjax.models.seamless.AXES`)."""
+
+        def made(axes: str) -> Programs:
+            equivariant = getattr(self.wired.network, "shift_equivariant", False)
+            apply = seamless(self.wired.apply, axes, equivariant)
+            return Programs(self.wired._replace(apply=apply), self.mesh, self.codec.seamless(axes))
+
+        return cache(made)
 
     @cached_property
     def unplaced(self) -> "Programs":
@@ -145,7 +166,6 @@ class Programs:
 class _Plan(NamedTuple):
     """The static values that a program is compiled for, without steps, grid and scale."""
 
-    walk: Walk
     recipe: Recipe
     weaker: Programs | None
     change: Callable[[Predict], Predict] | None
@@ -235,6 +255,32 @@ class Model:
         Each function compiles programs of its own.
         """
         return replace(self, change=change)
+
+    def seamless(self, axes: str | bool = True) -> "Model":
+        """The same model of pictures that continue at their opposite side, and so tile a plane.
+
+        Convolutions of network and codec wrap around. A network that depends on positions is
+        evaluated on rolled inputs as well (`diffjax.models.seamless.seamless`).
+
+        Args:
+            axes: `both` or True, `x` alone (from left to right) or `y` alone; False for none.
+
+        Raises:
+            UserError: no such axes.
+
+        References:
+            Vecchio et al., "ControlMat: A Controlled Generative Approach to Material Capture",
+            2023, arXiv:2309.01700, for rolls
+        """
+        if axes is False:
+            return self
+        named = "both" if axes is True else str(axes)
+        choose(AXES, named, "direction of seamless=")
+        return replace(
+            self,
+            programs=self.programs.seamless(named),
+            find=lambda name: self.find(name).seamless(named),
+        )
 
     def weaker(self, recipe: Recipe) -> "Model | None":
         """The model that a recipe guides away from, where it names one.
@@ -344,12 +390,54 @@ class Model:
             begun(number)
             # The last batch is filled up, so that every batch has the shape that was compiled.
             rows = spread(_rows(some.filled(size)), place)
-            images = self.programs.draw(plan, weights, times, rows)
+            images = self.programs.draw(plan, weights, _SAMPLE, times, rows)
             yield some, to_host(images)[: len(some)]
 
     def trace(self, recipe: Recipe, request: Request) -> Trace:
         """The states from noise to the latents that `sample_latents` returns, in one batch."""
         return self.walk(trace, recipe, request, recipe.times(self.wired.path))
+
+    def steps(
+        self, recipe: Recipe, request: Request, around: Around = _UNCHANGED
+    ) -> Iterator[Step]:
+        """The states of `trace`, each as soon as it is there, for pictures while samples are drawn.
+
+            for step in model.steps(recipe, request):
+                show(model.decoded(step.x0))
+
+        A step is a program, compiled once for all steps, numbers of steps, guidance scales and
+        seeds. Each state costs one more evaluation than in `sample`, for x0.
+
+        Args:
+            recipe: how.
+            request: which; in one batch.
+            around: a solver around the recipe's, as editing needs.
+
+        Raises:
+            UserError: as `sample` and `check_finite`.
+        """
+        self._check(replace(recipe, solver=around(recipe.solver)), request)
+        plan, weights = self._plan(recipe)
+        times, rows = padded(recipe.times(self.wired.path)), _rows(request)
+
+        def run(walk: Walk, *arguments: Any) -> Any:
+            return self.programs.draw(plan, weights, Partial(walk, *arguments), times, rows)
+
+        def step(number: int, x: Array, x0: Array) -> Step:
+            return Step(number, float(times[number]), to_host(x), to_host(x0))
+
+        state = run(start_walk, around)
+        number = int(jnp.count_nonzero(times)) - 1
+        for i in range(number):
+            yield step(i, state[0], run(predicted, i, state))
+            state = run(one_step, around, i, state)
+        if recipe.solver.finishes:
+            end = run(predicted, number, state)
+            yield step(number, state[0], end)
+            number, state = number + 1, (end, None)
+        end = to_host(state[0])
+        self.check_finite(end, recipe, request)
+        yield step(number, end, end)
 
     def in_parallel(
         self, recipe: Recipe, request: Request, window: int, tolerance: float
@@ -384,14 +472,16 @@ class Model:
         """What any walk returns, as NumPy arrays; all samples in one batch.
 
         Args:
-            walk: compiled once for equal functions.
+            walk: compiled once for equal functions; the arguments of a `jax.tree_util.Partial` are
+                numbers of the program.
             recipe: solver and guidance.
             request: which samples; the walk begins with their noise, or at their source.
             times: handed to the walk, as `recipe.times(path)`.
         """
         self._check(recipe, request)
-        plan, weights = self._plan(recipe, walk)
-        return to_host(self.programs.draw(plan, weights, times, _rows(request)))
+        plan, weights = self._plan(recipe)
+        walk = walk if isinstance(walk, Partial) else Partial(walk)
+        return to_host(self.programs.draw(plan, weights, walk, times, _rows(request)))
 
     def lower(self, recipe: Recipe, batch_size: int) -> jax.stages.Lowered:
         """The program with which `sample` draws a batch, to be compiled.
@@ -418,6 +508,7 @@ class Model:
             weights._replace(
                 scale=jax.tree.map(shared, weights.scale), other=jax.tree.map(shared, weights.other)
             ),
+            _SAMPLE,
             shared(times),
             jax.tree.map(split, _Rows(keys, cond, source)),
         )
@@ -442,7 +533,7 @@ class Model:
             "or this solver can't walk this grid"
         )
 
-    def _plan(self, recipe: Recipe, walk: Walk = sample_padded) -> tuple[_Plan, _Weights]:
+    def _plan(self, recipe: Recipe) -> tuple[_Plan, _Weights]:
         """What is compiled for a recipe, and the numbers that it is called with."""
         weaker = self.weaker(recipe)
         scale = None if recipe.calls == 1 else jnp.float32(recipe.guidance_scale)
@@ -451,8 +542,8 @@ class Model:
             against, other = against.parsed(self.wired.condition)
         same = replace(recipe, num_steps=1, grid=Power(), guidance_scale=1.0, against=against)
         if weaker is None:
-            return _Plan(walk, same, None, self.change), _Weights(self.params, None, scale, other)
-        plan = _Plan(walk, same, weaker.programs, self.change)
+            return _Plan(same, None, self.change), _Weights(self.params, None, scale, other)
+        plan = _Plan(same, weaker.programs, self.change)
         return plan, _Weights(self.params, weaker.params, scale, other)
 
     def _check(self, recipe: Recipe, request: Request) -> None:
@@ -468,13 +559,15 @@ class Model:
                 )
 
 
-def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Rows) -> Any:
+def _draw(
+    wired: Wired, plan: _Plan, weights: _Weights, walk: Walk, times: Array, rows: _Rows
+) -> Any:
     if rows.negative is not None:
         weights = weights._replace(other=rows.negative)
     denoise = with_condition(_guided(wired, plan, weights, rows.source), rows.condition)
     noise, keys = starting_noise(rows.keys, wired.image_shape)
     x = start(wired.objective, plan.recipe, noise, rows.source)
-    return plan.walk(denoise, plan.recipe.solver, wired.path, times, keys, x)
+    return walk(denoise, plan.recipe.solver, wired.path, times, keys, x)
 
 
 def start(objective: Objective, recipe: Recipe, noise: Array, source: Array | None) -> Array:

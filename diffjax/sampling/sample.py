@@ -1,6 +1,7 @@
 """The walk itself: one `lax.scan` over the grid, and the last step onto clean data."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -164,6 +165,54 @@ def trace(
     )
 
 
+class Step(NamedTuple):
+    """One of the states of a walk from noise to data, as `Trace` has all of them.
+
+    Attributes:
+        number: of the step that starts here, from 0; that of the clean samples is the number of
+            all steps.
+        t: the time; 0 at the clean samples.
+        x: `[B, …]`, the state.
+        x0: `[B, …]`, the prediction at it; at the end the clean samples again.
+    """
+
+    number: int
+    t: float
+    x: Array
+    x0: Array
+
+
+Around = Callable[[Solver], Solver]
+"""A solver around another one, such as `Partial(keep_known, image=image, mask=mask)`: what is in a
+`jax.tree_util.Partial` are numbers of the compiled program."""
+
+
+def start_walk(around: Around, *walk: Any) -> tuple[Samples, Any]:
+    """The noise `[B, …]`, and what a solver remembers before its first step; for `one_step`.
+
+    Args:
+        around: what changes the solver.
+        *walk: the arguments of `sample`, also for `predicted` and `one_step`.
+    """
+    _, solver, *_, x = walk
+    return x, around(solver).init(x)
+
+
+def predicted(i: Array, state: tuple[Samples, Any], *walk: Any) -> Samples:
+    """The x0 `[B, …]` predicted from a state before step i: at the last step the clean sample."""
+    denoise, solver, _, times, *_ = walk
+    return last_step(denoise, solver, state[0], times[i])
+
+
+def one_step(
+    around: Around, i: Array, state: tuple[Samples, Any], *walk: Any
+) -> tuple[Samples, Any]:
+    """Step i of `sample`, from a state to the next one, each with the solver's memory."""
+    denoise, solver, path, times, keys, _ = walk
+    x, memory = state
+    return around(solver).step(denoise, interval_of(path, times, i, keys), memory, x)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How samples are drawn: everything but the seed.
@@ -209,7 +258,7 @@ class Recipe:
     @property
     def calls(self) -> int:
         """Network evaluations for one prediction."""
-        return 1 if self.guidance_scale == 1.0 else 2
+        return 1 if self.guidance_scale == 1.0 else self.against.calls
 
 
 def starting_noise(keys: Keys, shape: tuple[int, ...]) -> tuple[Samples, Keys]:

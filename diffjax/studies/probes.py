@@ -141,7 +141,7 @@ def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
         own = model.condition.take(all_cond, row)
         batch = {
             "image": all_images[row],
-            "cond": model.condition.drop(drop_key, own, model.condition_dropout),
+            "cond": model.condition.as_trained(drop_key, own, model.condition_dropout),
         }
         loss, metrics = model.objective(
             model.apply, params, model.teacher_params, loss_key, batch, model.progress

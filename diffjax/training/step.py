@@ -66,7 +66,7 @@ def make_train_step(
         state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         drop_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        cond = condition.drop(drop_key, condition.of_batch(batch), condition_dropout)
+        cond = condition.as_trained(drop_key, condition.of_batch(batch), condition_dropout)
         seen_batch = {**batch, "cond": cond}
         progress = Progress(state.step, state.memory, num_steps)
         teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher

@@ -31,8 +31,9 @@ from diffjax.host.lock import locked
 from diffjax.host.processes import in_first
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable
-from diffjax.kinds import AtLeastOne
+from diffjax.kinds import AtLeastOne, NotNegative
 from diffjax.training.sharding import local_rows
+from diffjax.tuning.buckets import BucketedSource, bucket_of, bucket_sizes
 from diffjax.tuning.prior import Prior, PriorSource
 
 CACHE = "~/.cache/diffjax/latents"
@@ -47,6 +48,7 @@ def captioned_latents(
     split_seed: SplitSeed = 0,
     background: str = BACKGROUND,
     flips: bool = False,
+    buckets: NotNegative[int] = 0,
     dtype: str = "float16",
     cache: str = CACHE,
     prior: Prior | None = None,
@@ -67,6 +69,8 @@ def captioned_latents(
         background: the colour behind transparent pixels.
         flips: whether pictures are mirrored at random. Captions with "left" or "right" are then
             wrong.
+        buckets: the step of sizes of buckets in pixels, 64 in SDXL: pictures keep their aspect
+            ratio as nearly as a bucket has it, and each batch is of one; 0 for squares alone.
         dtype: of what is stored, "float16" or "float32".
         cache: the folder of folders of what was encoded.
         prior: pictures of the class of a subject, which training draws too.
@@ -91,7 +95,12 @@ def captioned_latents(
     stored.check(codec)
     cached = Cached(pictures, codec, given, place, stored)
     train: Source = CachedSource(cached, True)
-    if prior and (prior.prompt or prior.path):
+    preserves = prior is not None and bool(prior.prompt or prior.path)
+    if buckets and preserves:
+        raise UserError("data.buckets and data.prior: pictures of the class are squares; drop one")
+    if buckets:
+        train = _in_buckets(cached, bucket_sizes(image_size, buckets))
+    if prior and preserves:
         of_class = Cached(prior.pictures(image_size, place), codec, given, place, stored)
         train = PriorSource(train, CachedSource(of_class, True), prior.weight)
     test = CachedSource(cached, False)
@@ -104,6 +113,28 @@ def captioned_latents(
         codec=codec,
         given=given,
     )
+
+
+def _in_buckets(squares: "Cached", sizes: Sequence[tuple[int, int]]) -> BucketedSource:
+    """The training pictures in the sizes of buckets, without those that have no picture."""
+    folder: Any = squares.pictures.train
+    which = np.array([bucket_of(size_of(folder.root / file), sizes) for file in folder.files])
+    sources, shapes = [], []
+    for number in np.unique(which):
+        rows = np.flatnonzero(which == number)
+        size = sizes[number]
+        own = replace(
+            folder,
+            files=tuple(folder.files[row] for row in rows),
+            labels=folder.labels[rows],
+            captions=tuple(folder.captions[row] for row in rows),
+            image_size=size,
+        )
+        none = replace(own, files=(), labels=own.labels[:0], captions=())
+        pictures = replace(squares.pictures, train=own, test=none, image_shape=(*size, 3))
+        sources.append(CachedSource(replace(squares, pictures=pictures), True))
+        shapes.append(squares.codec.latent_shape((*size, 3)))
+    return BucketedSource(tuple(sources), tuple(shapes))
 
 
 def main_of(given: Condition) -> Any:
@@ -119,25 +150,26 @@ def sized(given: Condition, image_size: int) -> Condition:
     def changed(part: Condition) -> Condition:
         if not isinstance(part, Numbers):
             return part
-        return replace(part, usual=tuple(_numbers(part, (image_size, image_size), image_size)))
+        square = image_size, image_size
+        return replace(part, usual=tuple(_numbers(part, square, square)))
 
     return replace(given, parts={name: changed(part) for name, part in given.parts.items()})
 
 
-def _numbers(kind: Numbers, original: tuple[int, int], image_size: int) -> list[float]:
+def _numbers(kind: Numbers, original: tuple[int, int], size: tuple[int, int]) -> list[float]:
     """What SDXL knows of a picture: original size, corner of the crop after resizing, size.
 
     Podell et al. 2023 (arXiv:2307.01952), section 2.2.
     """
-    scale = image_size / max(min(original), 1)
-    top, left = (round((side * scale - image_size) / 2) for side in original)
+    scale = max(side / max(of, 1) for side, of in zip(size, original, strict=True))
+    top, left = (round((of * scale - side) / 2) for side, of in zip(size, original, strict=True))
     known = {
         "original_height": original[0],
         "original_width": original[1],
         "crop_top": top,
         "crop_left": left,
-        "height": image_size,
-        "width": image_size,
+        "height": size[0],
+        "width": size[1],
     }
     return [float(known.get(n, x)) for n, x in zip(kind.names, kind.usual, strict=True)]
 
@@ -166,11 +198,12 @@ class SizedSource(Source):
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
         batch: Any = self.pictures.gather(rows)
-        folder = self.pictures
+        folder, wanted = self.pictures, self.pictures.image_size
+        wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
         sizes = [size_of(folder.root / folder.files[int(row)]) for row in rows]
         for part in self.condition.parts.values():
             if isinstance(part, Numbers):
-                numbers = [_numbers(part, size, folder.image_size) for size in sizes]
+                numbers = [_numbers(part, size, wanted) for size in sizes]
                 batch[part.name] = np.asarray(numbers, np.float32)
         return batch
 

@@ -22,13 +22,13 @@ from diffjax.evaluation.distances import frechet_distance, kernel_distance, stat
 from diffjax.evaluation.extractors import classifier
 from diffjax.evaluation.extractors.features import classifier_features, pixel_features
 from diffjax.evaluation.image_statistics import Batches
+from diffjax.evaluation.intervals import wilson_interval
 from diffjax.evaluation.metrics import (
     Reference,
     compare,
     compare_each,
     reference,
     thin,
-    wilson_interval,
 )
 from diffjax.evaluation.neighbours import memorisation, nearest_neighbours
 from experiments import train_classifier

@@ -1,6 +1,7 @@
 """Files of LoRA that are written: diffusers with peft computes the same with them as we do."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,11 +50,20 @@ def written(file, dialect, params, lora, denoiser):
     return changes
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_file_adds_what_the_network_was_trained_to(dialect, tmp_path):
-    """All layers of a small U-Net: weights with the file are those that are merged."""
+@pytest.fixture(scope="module")
+def tuned():
+    """A small U-Net of Stable Diffusion, and its parameters with LoRA of all layers."""
     denoiser = STABLE_DIFFUSION.network(**SMALL)
-    params = with_drawn(denoiser, drawn(denoiser), LORA)
+    return denoiser, with_drawn(denoiser, drawn(denoiser), LORA)
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [pytest.param(x, marks=[] if x == "lora" else pytest.mark.thorough) for x in DIALECTS],
+)
+def test_a_file_adds_what_the_network_was_trained_to(dialect, tuned, tmp_path):
+    """Weights with the file are those that are merged."""
+    denoiser, params = tuned
     written(tmp_path / "x.safetensors", dialect, params, LORA, denoiser)
     base = without_lora(params)
     state = STABLE_DIFFUSION.to_theirs(base, denoiser)
@@ -93,23 +103,18 @@ def error(found, expected):
     return np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tmp_path):
+@pytest.fixture(scope="module")
+def evaluations(tuned):
+    """The U-Net of diffusers, its evaluation, and what ours with LoRA returns."""
     pytest.importorskip("peft", reason="pip install -e '.[parity]'")
     diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    denoiser = STABLE_DIFFUSION.network(**SMALL)
-    params = with_drawn(denoiser, drawn(denoiser), LORA)
-    base = without_lora(params)
-    entries = STABLE_DIFFUSION.config.entries(denoiser)
-    unet = diffusers.UNet2DConditionModel.from_config(entries).double().eval()
-    state = STABLE_DIFFUSION.to_theirs(base, denoiser)
-    unet.load_state_dict({name: torch.tensor(x).double() for name, x in state.items()})
-    written(tmp_path / "x.safetensors", dialect, params, LORA, denoiser)
-
+    denoiser, params = tuned
+    config: Any = STABLE_DIFFUSION.config
+    unet = diffusers.UNet2DConditionModel.from_config(config.entries(denoiser))
+    state = STABLE_DIFFUSION.to_theirs(without_lora(params), denoiser)
+    unet.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
     height, width, channels = denoiser.image_shape
     rng, tokens = np.random.default_rng(2), denoiser.inputs[2].states.shape[-1]
     x = rng.normal(size=(2, height, width + 8, channels)).astype(np.float32)
@@ -119,26 +124,34 @@ def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tmp_path):
     def theirs():
         arrays = x.transpose(0, 3, 1, 2), times, states
         with torch.no_grad():
-            out = unet(*(torch.tensor(array).double() for array in arrays)).sample
+            out = unet.double()(*(torch.tensor(array).double() for array in arrays)).sample
         return out.numpy().transpose(0, 2, 3, 1)
 
-    def ours(params):
-        def apply(params):
-            with LORA.on():
-                return denoiser.network.apply({"params": params}, x, times, cond)
+    def apply(params):
+        with LORA.on():
+            return denoiser.network.apply({"params": params}, x, times, cond)
 
-        return jax.jit(apply)(params)
+    return unet.eval(), theirs, jax.jit(apply)(params)
 
+
+@pytest.mark.parity
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tuned, evaluations, tmp_path):
+    """On a rectangle, with unlike times; every layer has LoRA."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    unet, theirs, found = evaluations
+    file = tmp_path / "x.safetensors"
+    written(file, dialect, tuned[1], LORA, tuned[0])
     without = theirs()
-    assert error(ours(base), without) < 1e-5
-    found = StableDiffusionPipeline.lora_state_dict(
-        str(tmp_path / "x.safetensors"), return_lora_metadata=True
-    )
-    StableDiffusionPipeline.load_lora_into_unet(*found[:2], unet, metadata=found[2])
-    unet.double()
-    expected = theirs()
+    kind = diffusers.StableDiffusionPipeline
+    read = kind.lora_state_dict(str(file), return_lora_metadata=True)
+    kind.load_lora_into_unet(*read[:2], unet, metadata=read[2])
+    try:
+        expected = theirs()
+    finally:
+        unet.unload_lora()
     assert error(without, expected) > 0.05
-    assert error(ours(params), expected) < 1e-5
+    assert error(found, expected) < 1e-5
 
 
 @pytest.mark.parity
@@ -146,9 +159,8 @@ def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tmp_path):
 def test_diffusers_evaluates_flux_with_the_file_as_we_do(dialect, tmp_path):
     """Blocks over one sequence only where diffusers takes other widths than Flux.1's."""
     pytest.importorskip("peft", reason="pip install -e '.[parity]'")
-    pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    diffusers: Any = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
     import torch
-    from diffusers import FluxPipeline
 
     lora = replace(LORA, layers="block_0/*,block_1/*" if dialect == "lora_kohya" else "*block_*")
     denoiser = mmdit_of("Flux.1 dev")
@@ -162,10 +174,11 @@ def test_diffusers_evaluates_flux_with_the_file_as_we_do(dialect, tmp_path):
 
     without = theirs()
     written(tmp_path / "x.safetensors", dialect, params, lora, denoiser)
-    found = FluxPipeline.lora_state_dict(
+    kind = diffusers.FluxPipeline
+    found = kind.lora_state_dict(
         str(tmp_path / "x.safetensors"), return_alphas=True, return_lora_metadata=True
     )
-    FluxPipeline.load_lora_into_transformer(*found[:2], peer, metadata=found[2])
+    kind.load_lora_into_transformer(*found[:2], peer, metadata=found[2])
     peer.double()
     expected = theirs()
 

@@ -12,7 +12,7 @@ from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
 from diffjax.pretrained.files import write_safetensors
 from diffjax.runs.initial import weights_sha256
-from experiments import sample
+from experiments import evaluate, sample
 from tests.exchange.test_pipelines import SIDE, needed, run, stable_diffusion
 from tests.exchange.test_schedulers import SD1
 
@@ -176,7 +176,7 @@ def test_lora_on_the_command_line(pipe, folder, tmp_path, capsys):
         message = capsys.readouterr().err
         assert said in message
         assert len(message.strip().splitlines()) == 1
-    assert run(sample, f"--workdir={tmp_path}", f"--lora={file}") == 2
+    assert run(evaluate, f"--workdir={tmp_path}", f"--lora={file}") == 2
     assert "--lora goes with --pretrained" in capsys.readouterr().err
 
 

@@ -22,10 +22,18 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT", "SD3", "Flux.1", "Flux.2"]
-_U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Stable Diffusion"]
-LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "RAE", *_TRANSFORMERS]
-MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS"]
+_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT", "SD3", "Flux.1", "Flux.2", "unCLIP prior"]
+_U_NETS = [
+    "ADM",
+    "ADM upsampler",
+    "ADM classifier",
+    "DDPM",
+    "EDM",
+    "Stable Diffusion",
+    "Kandinsky 2",
+]
+LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "M-CLIP", "RAE", *_TRANSFORMERS]
+MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS", "M-CLIP"]
 """Of another's network, or of one size, which is large."""
 _U_NET = {
     "image_shape": (8, 12, 3),
@@ -35,6 +43,7 @@ _U_NET = {
     "attention_resolutions": (4,),
     "head_channels": 4,
 }
+_BERT = {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9}
 _FLUX = {
     "hidden_size": 16,
     "depth": 2,
@@ -82,7 +91,7 @@ SMALL = {
         name: {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "vocabulary": 9}
         for name in ("CLIP text", "CLIP text of OpenCLIP")
     },
-    "BERT": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
+    **dict.fromkeys(("BERT", "M-CLIP"), _BERT),
     "T5 encoder": {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 12, "vocabulary": 9},
     "CLIP text of transformers 5": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
     **{
@@ -110,6 +119,19 @@ SMALL = {
     },
     **dict.fromkeys(("Flux.1", "Flux.1 of diffusers"), _FLUX),
     **dict.fromkeys(("Flux.2", "Flux.2 of diffusers"), _FLUX2),
+    "Kandinsky 2": {
+        "image_shape": (8, 12, 4),
+        "channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "token_levels": (1,),
+        "head_channels": 4,
+        "image_width": 6,
+        "text_width": 5,
+        "pooled_width": 6,
+        "num_image_tokens": 2,
+        "context_width": 6,
+    },
     "LPIPS": {"width": 2},
     "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
@@ -129,6 +151,7 @@ SMALL = {
     **dict.fromkeys(("SD3", "SD3 of diffusers"), _SD3),
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
+    "unCLIP prior": {"features": 6, "width": 8, "depth": 2, "num_heads": 2, "length": 5},
     **{
         name: {
             "image_shape": (8, 12, 4),

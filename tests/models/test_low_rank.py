@@ -1,5 +1,7 @@
 """LoRA on the layers of a network: the changes are those of its kernels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +63,7 @@ def test_a_network_with_lora_is_the_one_whose_kernels_have_the_changes(scan):
     weights = jnp.cos(jnp.arange(2.0))
 
     def loss(params, lora):
-        out = evaluated(network, params, lora, x)
+        out: Any = evaluated(network, params, lora, x)
         return (out.reshape(2, -1).mean(1) * weights).sum() * 100, out
 
     def merged(params):

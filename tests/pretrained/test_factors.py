@@ -1,11 +1,12 @@
 """Factors of a change in another layout: their product is the change in that layout."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from diffjax.pretrained.factors import to_theirs
+from diffjax.pretrained.factors import to_ours, to_theirs
 from diffjax.pretrained.files import read_safetensors_metadata
 from diffjax.pretrained.lora import NETWORK, LowRank, read_lora
 from diffjax.pretrained.lora_writer import DIALECTS, write_lora
@@ -56,18 +57,41 @@ def test_the_product_of_the_factors_is_the_change_there(name):
             np.zeros(shape) if pair is None else pair[0].astype(float) @ pair[1]
             for shape, pair in zip(shapes, used, strict=True)
         )
-        for expected, found in zip(
-            transform.to_theirs(changes), to_theirs(transform, shapes, used), strict=True
-        ):
-            down, up = found
+        there: Any = to_theirs(transform, shapes, used)
+        for expected, (down, up) in zip(transform.to_theirs(changes), there, strict=True):
             product = LowRank("", down, up, 1.0).change(expected.shape)
             np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-6)
             assert down.shape[1:] == expected.shape[1:]
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name != "equal ones"])
+def test_the_product_of_the_factors_is_the_change_here(name):
+    transform, kernels = CASES[name]
+    there = [x.shape for x in transform.to_theirs(tuple(map(np.zeros, kernels)))]
+    pairs = [
+        (drawn(r, *s[1:]), drawn(s[0], r, *(1 for _ in s[2:]))) for r, s in enumerate(there, 2)
+    ]
+    changes = [LowRank("", *pair, 1.0).change(s) for pair, s in zip(pairs, there, strict=True)]
+    here: Any = to_ours(transform, kernels, pairs)
+    for expected, (a, b) in zip(transform.to_ours(tuple(changes)), here, strict=True):
+        np.testing.assert_allclose(a @ b, expected, rtol=1e-4, atol=1e-5)
+    assert to_ours(transform, kernels, [None] * len(pairs)) == [None] * len(kernels)
+
+
+def test_equal_tensors_that_are_one_kernel_count_once_and_unlike_ones_are_refused():
+    pair, shapes = (drawn(2, 4), drawn(6, 2)), [(4, 6)]
+    found: Any = to_ours(copies(2, dense), shapes, [pair, pair])[0]
+    np.testing.assert_array_equal(found[0], pair[0].T)
+    np.testing.assert_array_equal(found[1], pair[1].T)
+    for other in (None, (pair[0], -pair[1])):
+        with pytest.raises(ValueError, match="differ, and here one layer replaces all of them"):
+            to_ours(copies(2, dense), shapes, [pair, other])
+
+
 def test_numbers_are_those_of_the_factors_and_a_layer_without_a_change_has_none():
     a, b = drawn(4, 2), drawn(2, 6)
-    for part, (down, up) in enumerate(to_theirs(merge(3, dense), [(4, 6)], [(a, b)])):
+    found: Any = to_theirs(merge(3, dense), [(4, 6)], [(a, b)])
+    for part, (down, up) in enumerate(found):
         np.testing.assert_array_equal(down, a.T)
         np.testing.assert_array_equal(up, b.T[2 * part : 2 * part + 2])
     assert to_theirs(merge(3, dense), [(4, 6)], [None]) == [None] * 3

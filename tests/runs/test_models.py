@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
@@ -11,7 +12,9 @@ from diffjax.process.paths import Pair
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling import adaptive, solvers
+from diffjax.sampling.editing import keep_known
 from diffjax.sampling.guidance import OtherWeights
+from diffjax.sampling.sample import padded, sample
 from tests.support.compilations import compilations
 from tests.support.tiny_run import of_noise, one_device, tiny_config
 
@@ -44,6 +47,50 @@ def test_traces_and_parallel_samples_end_where_samples_do(run, recipe, window):
         again = model.in_parallel(recipe, REQUEST, window, 0.0)
     assert programs == []
     np.testing.assert_array_equal(again.x, found.x)
+
+
+def test_steps_are_those_of_a_trace_and_compiled_once(run, recipe):
+    model, some = run.model(), REQUEST.only(np.arange(2))
+    traced = model.trace(recipe, some)
+    steps = list(model.steps(recipe, some))
+    assert [step.number for step in steps] == list(range(10))
+    np.testing.assert_array_equal([step.t for step in steps], traced.times)
+    scale = np.abs(traced.x).max()
+    np.testing.assert_allclose([step.x for step in steps], traced.x, atol=1e-5 * scale)
+    x0 = [step.x0 for step in steps]
+    np.testing.assert_allclose(x0[:-1], traced.x0, atol=1e-5 * scale)
+    np.testing.assert_array_equal(x0[-1], steps[-1].x)
+    others = replace(recipe, num_steps=4, guidance_scale=3.0)
+    padded(others.times(model.wired.path))
+    with compilations() as programs:
+        assert len(list(model.steps(others, replace(some, seed=7)))) == 5
+    assert programs == []
+
+
+def test_steps_around_what_is_known_are_those_of_the_solver_that_keeps_it(run, recipe):
+    """And another image and mask, which are numbers of the program, compile nothing."""
+    model, some = run.model(), REQUEST.only(np.arange(2))
+    image = np.random.default_rng(0).uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
+    mask = np.zeros(SHAPE, np.float32)
+    mask[:4] = 1.0
+    kept = replace(recipe, solver=keep_known(recipe.solver, image, mask))
+    (*_, end) = model.steps(recipe, some, Partial(keep_known, image=image, mask=mask))
+    expected = model.walk(sample, kept, some, kept.times(model.wired.path))
+    np.testing.assert_allclose(end.x, expected, atol=1e-5 * np.abs(expected).max())
+    with compilations() as programs:
+        list(model.steps(recipe, some, Partial(keep_known, image=-image, mask=1.0 - mask)))
+    assert programs == []
+
+
+def test_a_walk_that_ends_in_noise_ends_so_step_by_step(run, recipe):
+    model, some = run.model(), REQUEST.only(np.arange(1))
+    unfinished = replace(recipe, solver=solvers.unfinished(recipe.solver), num_steps=2)
+    (*_, before, end) = model.steps(unfinished, some)
+    assert (before.number, end.number) == (1, 2)
+    assert before.t == 0.5
+    assert end.t == pytest.approx(float(model.wired.path.t_min))
+    expected = model.sample_latents(unfinished, some)
+    np.testing.assert_allclose(end.x, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_evaluations_are_declared_or_counted(recipe):

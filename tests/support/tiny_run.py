@@ -96,6 +96,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
                 "extractors": (),
                 "num_samples": 20,
                 "labels": "data",
+                "prompts": "",
                 "batch_size": 24,
                 "solvers": ("ddim",),
                 "grids": (),

@@ -13,14 +13,18 @@ import diffjax
 from configs.finetune import get_config
 from diffjax import config_files
 from diffjax.conditions.numbers import Numbers
-from diffjax.data.sources import ArraySource, DataSet
+from diffjax.data import batches
+from diffjax.data.folder import read_image
+from diffjax.data.pipeline import rows_of_bucket
+from diffjax.data.sources import ArraySource, Bucket, DataSet
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.host.run_files import read_json
-from diffjax.loop import loop
+from diffjax.loop import device_batches, loop
 from diffjax.runs import setup
 from diffjax.spec import build
 from diffjax.tuning import captioned
+from diffjax.tuning.buckets import BucketedSource, bucket_of, bucket_sizes
 from diffjax.tuning.prior import Prior, PriorSource
 from experiments import cli, train
 from tests.support.tiny_pipeline import SIDE, write_pictures, write_pipeline
@@ -65,7 +69,7 @@ def test_the_numbers_of_a_crop_are_those_of_sdxl():
     """A picture of 600 x 400 for 200: resized to 300 x 200, of which 50 rows are cut above."""
     names = ("original_height", "original_width", "crop_top", "crop_left", "height", "width")
     kind = Numbers((*names, "aesthetic_score"), (0.0,) * 6 + (6.0,))
-    found = captioned._numbers(kind, (600, 400), 200)
+    found = captioned._numbers(kind, (600, 400), (200, 200))
     assert found == [600, 400, 50, 0, 200, 200, 6]
 
 
@@ -91,10 +95,12 @@ def test_pictures_of_the_class_are_drawn_as_often_as_their_weight_says():
 def trained(place: Any, workdir: Any, **flags: Any) -> None:
     config = resolved(
         place,
-        **{"data.path": place / "pictures", "data.cache": place / "cache"},
-        **{"num_steps": 2, "batch_size": 2, "sample_prompts": ",".join(PROMPTS)},
-        **{"sampling.num_steps": 2, "evaluation.num_samples": 4},
-        **flags,
+        **{
+            **{"data.path": place / "pictures", "data.cache": place / "cache"},
+            **{"num_steps": 2, "batch_size": 2, "sample_prompts": ",".join(PROMPTS)},
+            **{"sampling.num_steps": 2, "evaluation.num_samples": 4},
+            **flags,
+        },
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "make_mesh", lambda **_: one_device())
@@ -207,3 +213,76 @@ def test_lora_is_trained_alone_and_leaves_as_a_file_for_the_pipeline(place, tmp_
     np.testing.assert_allclose(run.sample(list(PROMPTS), seed=3), found, atol=1e-4)
     before = diffjax.from_pretrained(place / "pipe").sample(list(PROMPTS), **how)
     assert np.abs(found - before).max() > 0.01
+
+
+class TestBuckets:
+    def test_sizes_are_multiples_of_at_most_the_area_and_symmetric(self):
+        sizes = bucket_sizes(1024, 64)
+        assert {(1024, 1024), (832, 1216), (1216, 832), (512, 2048), (704, 1408)} <= set(sizes)
+        assert all(h * w <= 1024**2 and h % 64 == w % 64 == 0 for h, w in sizes)
+        assert {(w, h) for h, w in sizes} == set(sizes)
+        assert all(bucket_of(size, sizes) == i for i, size in enumerate(sizes))
+        with pytest.raises(UserError, match="and does not divide data"):
+            bucket_sizes(500, 64)
+
+    def test_a_picture_is_cropped_to_its_bucket(self, tmp_path):
+        """600 x 200 for 64 x 32: 400 rows of the middle, of 100 to 500, are averaged."""
+        pixels = np.zeros((600, 200, 3), np.uint8)
+        pixels[100:500] = 200
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        found = read_image(tmp_path / "a.png", "a", (64, 32))
+        assert found.shape == (64, 32, 3)
+        assert found.min() == 200
+
+    @pytest.mark.parametrize("parts", [1, 2])
+    def test_each_batch_is_of_one_bucket_and_an_epoch_has_all(self, parts):
+        """Of 5 and 3 rows in batches of 2 an epoch has 5 batches, and 2 rows again."""
+        buckets = [Bucket(range(5), (2, 4, 1)), Bucket(range(5, 8), (4, 2, 1))]
+        epochs = [
+            [rows_of_bucket(buckets, 5 * epoch + i, 2, seed=0) for i in range(5)]
+            for epoch in range(2)
+        ]
+        for epoch in epochs:
+            assert all((rows < 5).all() or (rows >= 5).all() for rows in epoch)
+            assert set(np.concatenate(epoch).tolist()) == set(range(8))
+        assert not np.array_equal(*epochs)
+
+        def of(rows: range, shape: Any) -> ArraySource:
+            images = np.zeros((len(rows), *shape), np.uint8) + np.reshape(rows, (-1, 1, 1, 1))
+            return ArraySource(images.astype(np.uint8), np.array(rows, np.int32))
+
+        shapes = tuple(bucket.image_shape for bucket in buckets)
+        source = BucketedSource(tuple(map(of, *zip(*buckets, strict=True))), shapes)
+        assert list(source.buckets) == buckets
+        streams = [batches(source, batch_size=2, seed=0, part=(p, parts)) for p in range(parts)]
+        for step in range(5):
+            each = [next(stream) for stream in streams]
+            found = np.concatenate([batch["label"] for batch in each])
+            np.testing.assert_array_equal(found, epochs[0][step])
+        with pytest.raises(UserError, match="these rows are of several"):
+            source.gather([0, 7])
+
+
+@pipelines
+def test_pictures_of_unlike_shapes_are_trained_in_buckets(place, tmp_path, monkeypatch):
+    """A program for each shape, and latents of these shapes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, size in enumerate([(32, 32), (60, 20), (20, 60), (64, 60)]):
+        Image.new("RGB", size, (60 * i, 0, 0)).save(folder / f"{i}.png")
+    flags = {"data.path": folder, "data.caption": "red", "data.buckets": 4, "num_steps": 3}
+    seen = []
+    whole = device_batches.batches
+
+    def watched(*args: Any, **how: Any) -> Any:
+        for batch in whole(*args, **how):
+            seen.append(batch["image"].shape)
+            yield batch
+
+    monkeypatch.setattr(device_batches, "batches", watched)
+    trained(place, tmp_path / "run", **flags)
+    assert {(2, 8, 8, 4), (2, 4, 16, 4), (2, 14, 4, 4)} >= set(seen[:3])
+    assert len(set(seen[:3])) == 3
+    both = {**flags, "data.prior.prompt": "red", "data.cache": tmp_path}
+    with pytest.raises(UserError, match="pictures of the class are squares; drop one"):
+        build(resolved(place, **both).data, DataSet)

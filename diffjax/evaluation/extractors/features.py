@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,8 @@ class Extractor:
         batch_size_images: images per call of `apply`; 256 is typical, 32 for large networks.
         provenance: further properties that define the map, such as `resize`.
         prepare: preprocesses a batch of images on the host, before `apply`.
+        texts: `texts -> embeddings [n, F]` of length 1, comparable with the features of images, of
+            a network that has a text encoder; else None.
         for_cmmd: whether the distance with a Gaussian kernel on these features is CMMD.
     """
 
@@ -45,6 +47,7 @@ class Extractor:
     provenance: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
     for_cmmd: bool = False
+    texts: Callable[[Sequence[str]], np.ndarray] | None = None
 
     def by(self, num_images: int) -> "Extractor":
         """Returns the extractor with a batch size for `num_images` images.

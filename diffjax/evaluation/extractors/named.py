@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from diffjax import config_files
 from diffjax.errors import UserError
-from diffjax.evaluation.extractors.clip import clip_features
+from diffjax.evaluation.extractors.clip import clip_features, clip_folder
 from diffjax.evaluation.extractors.dinov2 import dinov2_features, dinov2_patches
 from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.extractors.inception import inception_features
@@ -20,6 +20,7 @@ EXTRACTORS: Mapping[str, ConfigDict] = {
     "inception": spec(inception_features),
     "inception_spatial": spec(inception_features, layer="spatial"),
     "clip": spec(clip_features),
+    "clip_folder": spec(clip_folder),
     **{f"dinov2_{model}": spec(dinov2_features, model=model) for model in SIZES},
 }
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Float
@@ -48,22 +47,9 @@ class ADM(UNet):
 class ADMUpsampler(ADM):
     """An `ADM` whose condition has a smaller image, enlarged and then beside `x` in the channels.
 
-    Images of the condition are enlarged by linear interpolation, whatever their size.
+    As any network here enlarges it (`diffjax.models.context.beside`); published weights are known
+    as an upsampler's by this class.
     """
-
-    def __call__(
-        self,
-        x: Images,
-        noise_label: NoiseLabels,
-        cond: Any = None,
-        train: bool = False,
-    ) -> Float[Array, " batch height width out"]:
-        def enlarged(part: jax.Array) -> jax.Array:
-            if part.ndim != 4 or part.shape[1:3] == x.shape[1:3]:
-                return part
-            return jax.image.resize(part, (*x.shape[:3], part.shape[3]), "linear")
-
-        return super().__call__(x, noise_label, jax.tree.map(enlarged, cond), train)
 
 
 class ADMClassifier(ADM):

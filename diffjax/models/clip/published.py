@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from diffjax.models.clip.network import ClipVision, clip_vision
 from diffjax.models.clip.sizes import SIZES
-from diffjax.pretrained.family import Family
+from diffjax.models.clip_text.network import ACTIVATIONS
+from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.tables import Row, count
 from diffjax.pretrained.transforms import conv, dense, merge
 
@@ -49,18 +50,49 @@ TABLE = (
 
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     num_positions, width = shapes[f"{_EMBEDDINGS}.position_embedding.weight"]
+    up = shapes[f"{_LAYER}.mlp.fc1.bias".format(i=0)][0]
     return {
         "width": width,
         "depth": count(f"{_LAYER}.layer_norm1.weight", shapes),
         "num_features": shapes["visual_projection.weight"][0],
         "grid": math.isqrt(num_positions - 1),
         "patch": shapes[f"{_EMBEDDINGS}.patch_embedding.weight"][-1],
+        **({} if up == 4 * width else {"mlp_width": up}),
     }
 
 
 def _inputs(network: ClipVision) -> tuple[jax.ShapeDtypeStruct]:
     side = network.vit.grid * network.vit.patch
     return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes do not show."""
+    entries = config.get("vision_config") or config  # of a whole CLIP
+    epsilon = entries.get("layer_norm_eps", 1e-5)
+    if epsilon != 1e-5:
+        raise ValueError(f"its layer_norm_eps is {epsilon}, and 1e-5 is known")
+    return {
+        "num_heads": int(entries.get("num_attention_heads", 12)),
+        "activation": str(entries.get("hidden_act", "quick_gelu")),
+    }
+
+
+def _config(network: ClipVision) -> dict[str, Any]:
+    vit = network.vit
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "hidden_size": vit.width,
+        "intermediate_size": vit.mlp_width or 4 * vit.width,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.num_heads,
+        "image_size": vit.grid * vit.patch,
+        "patch_size": vit.patch,
+        "projection_dim": network.num_features,
+        "hidden_act": next(name for name, act in ACTIVATIONS.items() if act is vit.activation),
+        "layer_norm_eps": vit.epsilon,
+        "model_type": "clip_vision_model",
+    }
 
 
 FAMILY = Family(
@@ -76,4 +108,5 @@ FAMILY = Family(
         "logit_scale",
         f"{_EMBEDDINGS}.position_ids",
     ),
+    config=Config("", {}, _settings, _config, weights="model"),
 )

@@ -1,21 +1,12 @@
 """The text encoder of CLIP: a transformer whose tokens attend to those before them."""
 
-from collections.abc import Callable, Mapping
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.norms import norm
 from diffjax.models.text_states import TextStates, TokenIds, TokenMask, check_length
-from diffjax.models.vit import Block, gelu, quick_gelu
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": gelu,
-}
-"""The nonlinearities by name, as transformers has them."""
+from diffjax.models.vit import ACTIVATIONS, Block
 
 
 class ClipText(nn.Module):

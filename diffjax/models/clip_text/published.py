@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.clip_text.network import ACTIVATIONS, ClipText
+from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.sizes import SIZES
+from diffjax.models.vit import ACTIVATIONS
 from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.tables import Row, count, layer, norm, within
 from diffjax.pretrained.transforms import dense, merge

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -204,6 +204,8 @@ class EDM2(nn.Module):
         Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024,
         arXiv:2312.02696, config G and figure 21
     """
+
+    shift_equivariant: ClassVar[bool] = True
 
     num_classes: int
     channels: Positive[int] = 192

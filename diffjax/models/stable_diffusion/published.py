@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diffjax.conditions import Classes, Condition, Images, Numbers, Several, Tokens
+from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers, Several, Tokens
 from diffjax.errors import UserError
 from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
@@ -32,7 +32,8 @@ SIZE_NUMBERS = {
 }
 """The numbers that SDXL knows an image by, and their usual values at its size."""
 SCORE_NUMBERS = {**dict(list(SIZE_NUMBERS.items())[:4]), "aesthetic_score": 6.0}
-"""Those of SDXL's refiner. Its negative prompts have a score of 2.5 in diffusers."""
+"""Those of SDXL's refiner, which leads away from pictures of a lower score."""
+_LOW_SCORE = (("aesthetic_score", 2.5),)
 
 _pixelwise = then(squeeze(2, 3), dense)
 """A dense layer of each pixel, `[out, in, 1, 1]` there."""
@@ -52,15 +53,29 @@ _BLOCK: Table = (
     Row("ff.net.0.proj.bias", ("mlp/up/bias", "mlp/gate/bias"), split(2)),
     *layer("ff.net.2", "mlp/down"),
 )
+RESIDUAL: Table = (
+    *norm("norm1", "norm_1"),
+    *layer("conv1", "conv_1", conv),
+    *layer("time_emb_proj", "modulation"),
+    *norm("norm2", "norm_2"),
+    *layer("conv2", "conv_2", conv),
+    *layer("conv_shortcut", "skip", _pixelwise),
+)
+"""The rows of a residual block of diffusers."""
+REST: Table = (
+    *layer("time_embedding.linear_1", "conditioning/hidden"),
+    *layer("time_embedding.linear_2", "conditioning/out"),
+    Row("time_embedding.cond_proj.weight", "conditioning/augmentation/kernel", dense),
+    Row("class_embedding.weight", "conditioning/label/embedding"),
+    *layer("add_embedding.linear_1", "added_hidden"),
+    *layer("add_embedding.linear_2", "added_out"),
+    *layer("conv_in", "conv_in", conv),
+    *norm("conv_norm_out", "final_norm"),
+    *layer("conv_out", "final_conv", conv),
+)
+"""The rows of a network of diffusers outside of its blocks."""
 _RESIDUALS: Mapping[str, Table] = {
-    "diffusers": (
-        *norm("norm1", "norm_1"),
-        *layer("conv1", "conv_1", conv),
-        *layer("time_emb_proj", "modulation"),
-        *norm("norm2", "norm_2"),
-        *layer("conv2", "conv_2", conv),
-        *layer("conv_shortcut", "skip", _pixelwise),
-    ),
+    "diffusers": RESIDUAL,
     "ldm": (
         *norm("in_layers.0", "norm_1"),
         *layer("in_layers.2", "conv_1", conv),
@@ -71,17 +86,7 @@ _RESIDUALS: Mapping[str, Table] = {
     ),
 }
 _RESTS: Mapping[str, Table] = {
-    "diffusers": (
-        *layer("time_embedding.linear_1", "conditioning/hidden"),
-        *layer("time_embedding.linear_2", "conditioning/out"),
-        Row("time_embedding.cond_proj.weight", "conditioning/augmentation/kernel", dense),
-        Row("class_embedding.weight", "conditioning/label/embedding"),
-        *layer("add_embedding.linear_1", "added_hidden"),
-        *layer("add_embedding.linear_2", "added_out"),
-        *layer("conv_in", "conv_in", conv),
-        *norm("conv_norm_out", "final_norm"),
-        *layer("conv_out", "final_conv", conv),
-    ),
+    "diffusers": REST,
     "ldm": (
         *layer("time_embed.0", "conditioning/hidden"),
         *layer("time_embed.2", "conditioning/out"),
@@ -174,7 +179,7 @@ def stable_diffusion(
     num_classes: int = 0,
     number_width: int = 256,
     guidance_width: int = 0,
-    embedded_guidance: float = 8.0,
+    embedded_guidance: float | None = None,
     **settings: Any,
 ) -> Denoiser:
     """A U-Net of Stable Diffusion with the kind of its condition.
@@ -189,13 +194,22 @@ def stable_diffusion(
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
         guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
-        embedded_guidance: that scale, where it is embedded.
+        embedded_guidance: that scale, where it is embedded; 8 by default.
         **settings: of the network.
+
+    Raises:
+        UserError: a scale for a network that embeds none.
     """
     embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
     if guidance_width:
-        guided = {"guidance_width": guidance_width, "embedded_guidance": embedded_guidance}
-        embedding = replace(embedding, **guided)
+        embedding = replace(embedding, guidance_width=guidance_width)
+    if embedded_guidance is not None:
+        if not guidance_width:
+            raise UserError(
+                f"embedded_guidance={embedded_guidance}: this network embeds no scale of guidance, "
+                "take guidance_scale"
+            )
+        embedding = replace(embedding, embedded_guidance=embedded_guidance)
     settings = {"embedding": embedding, **settings}
     network = StableDiffusionUNet(num_classes, **settings)
     pooled = added_features - num_numbers * number_width
@@ -203,7 +217,8 @@ def stable_diffusion(
     if num_numbers:
         parts["size"] = _numbers(num_numbers)
     if given_channels:
-        parts["image"] = Images((*image_shape[:2], given_channels))
+        kind = MaskedImages if given_channels == image_shape[2] + 1 else Images
+        parts["image"] = kind((*image_shape[:2], given_channels))
     if num_classes:
         parts["label"] = Classes(num_classes)
     kept = tuple(name for name in parts if name != "text")
@@ -216,9 +231,9 @@ def with_parts(parts: Mapping[str, Condition], kept: tuple[str, ...]) -> Conditi
 
 
 def _numbers(count: int) -> Numbers:
-    for known in (SIZE_NUMBERS, SCORE_NUMBERS):
+    for known, away in ((SIZE_NUMBERS, ()), (SCORE_NUMBERS, _LOW_SCORE)):
         if len(known) == count:
-            return Numbers(tuple(known), tuple(known.values()))
+            return Numbers(tuple(known), tuple(known.values()), negative_values=away)
     return Numbers(tuple(f"number_{i}" for i in range(count)), (0.0,) * count)
 
 
@@ -264,7 +279,7 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     block = "transformer_blocks.{j}.norm1.bias"
     depths = [count(f"down_blocks.{i}.attentions.0.{block}", shapes) for i in range(levels)]
     return found | {
-        "channel_multipliers": _multipliers(found["channels"], widths),
+        "channel_multipliers": multipliers(found["channels"], widths),
         "num_res_blocks": count("down_blocks.0.resnets.{i}.conv1.bias", shapes),
         "transformers": Transformers(
             tuple(depths), count(f"mid_block.attentions.0.{block}", shapes)
@@ -280,7 +295,7 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     firsts = [1 + level * (blocks + 1) for level in range(halvings + 1)]
     block = "transformer_blocks.{j}.norm1.bias"
     return found | {
-        "channel_multipliers": _multipliers(
+        "channel_multipliers": multipliers(
             found["channels"], [shapes[f"input_blocks.{i}.0.in_layers.2.bias"][0] for i in firsts]
         ),
         "num_res_blocks": blocks,
@@ -291,7 +306,7 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _multipliers(channels: int, widths: Sequence[int]) -> tuple[float, ...]:
+def multipliers(channels: int, widths: Sequence[int]) -> tuple[float, ...]:
     """The widths of levels in units of the first; whole numbers where they are."""
     return tuple(w / channels if w % channels else w // channels for w in widths)
 
@@ -373,7 +388,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": int(config.get("num_class_embeds") or 0),
         "guidance_width": int(config.get("time_cond_proj_dim") or 0),
         "channels": widths[0],
-        "channel_multipliers": _multipliers(widths[0], widths),
+        "channel_multipliers": multipliers(widths[0], widths),
         "num_res_blocks": int(given["layers_per_block"]),
         "out_channels": out_channels,
         "transformers": Transformers(
@@ -383,7 +398,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "linear_projection": bool(given["use_linear_projection"]),
         "norm_epsilon": float(given["norm_eps"]),
         "dropout": float(config.get("dropout", 0.0)),
-        "num_groups": _groups(int(given["norm_num_groups"]), widths),
+        "num_groups": groups_of(int(given["norm_num_groups"]), widths),
         **_heads(given["attention_head_dim"], widths),
         **added,
     }
@@ -417,7 +432,7 @@ def _heads(given: Any, widths: Sequence[int]) -> dict[str, int]:
     return {"num_heads": 0, "head_channels": sizes.pop()}
 
 
-def _groups(given: int, widths: Sequence[int]) -> int:
+def groups_of(given: int, widths: Sequence[int]) -> int:
     """The setting `num_groups`: 0 where the rule of `UNet` returns the same number."""
     same = all(num_groups(width) == given for width in widths)
     return 0 if same else given
@@ -425,15 +440,9 @@ def _groups(given: int, widths: Sequence[int]) -> int:
 
 def _config(denoiser: Denoiser) -> dict[str, Any]:
     network, (height, width, _) = denoiser.network, denoiser.image_shape
-    depths, widths = network.transformers.levels, _widths(network)
+    depths, widths = network.transformers.levels, widths_of(network)
     parts = parts_of_condition(denoiser.condition)
     tokens, size = parts["text"], parts.get("size")
-    groups = {network.num_groups or num_groups(width) for width in widths}
-    if len(groups) > 1:
-        raise UserError(
-            f"UNet2DConditionModel has one number of groups, and this network has "
-            f"{sorted(groups)}: set num_groups"
-        )
     heads = [network.num_heads or width // network.head_channels for width in widths]
     middle = network.transformers.middle
     layers = [depth or middle for depth in depths]
@@ -466,10 +475,25 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,
         "use_linear_projection": network.linear_projection,
         "norm_eps": network.norm_epsilon,
-        "norm_num_groups": groups.pop(),
+        "norm_num_groups": one_number_of_groups(network),
         "dropout": network.dropout,
         **added,
     }
+
+
+def one_number_of_groups(network: UNet) -> int:
+    """The number of groups of all norms.
+
+    Raises:
+        UserError: there are several.
+    """
+    groups = {network.num_groups or num_groups(width) for width in widths_of(network)}
+    if len(groups) > 1:
+        raise UserError(
+            f"UNet2DConditionModel has one number of groups, and this network has "
+            f"{sorted(groups)}: set num_groups"
+        )
+    return groups.pop()
 
 
 def parts_of_condition(condition: Condition) -> dict[str, Any]:
@@ -477,7 +501,8 @@ def parts_of_condition(condition: Condition) -> dict[str, Any]:
     return dict(condition.parts) if isinstance(condition, Several) else {"text": condition}
 
 
-def _widths(network: UNet) -> list[int]:
+def widths_of(network: UNet) -> list[int]:
+    """The widths of levels."""
     return [int(m * network.channels) for m in network.channel_multipliers]
 
 
