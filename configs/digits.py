@@ -25,11 +25,11 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=choices.MODELS_8X8,
         model="dit",
         optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        guidance_scale=1.5,
     )
     config.num_steps = 1_200
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 9
-    config.sampling.guidance_scale = 1.5
     config.log_every_steps = 50
     config.sample_every_steps = 200
     config.checkpoint_every_steps = 400

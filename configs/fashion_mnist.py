@@ -30,12 +30,12 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=choices.MODELS_28X28,
         model="dit",
         optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        guidance_scale=1.5,
     )
     config.num_steps = 3_000
     config.batch_size = 64
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 9
-    config.sampling.guidance_scale = 1.5
     config.log_every_steps = 50
     config.sample_every_steps = 500
     config.checkpoint_every_steps = 500

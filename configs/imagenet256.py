@@ -69,6 +69,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="DiT-XL/2",
         optimizer=spec(adamw, learning_rate=1e-4, warmup_steps=0),
+        guidance_scale=1.5,
     )
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 4), "num_classes": 1_000, "num_images": 1_281_167}
@@ -80,7 +81,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.mesh.update(data=-1, fsdp=-1)  # groups of up to 16 chips
     config.sharding_rules = SPREAD
     config.sampling.num_steps = 125  # of Heun: 250 evaluations, twice that with guidance
-    config.sampling.guidance_scale = 1.5
     config.sample_every_steps = 10_000
     config.checkpoint_every_steps = 10_000
     config.evaluation.num_samples = 50_000

@@ -51,6 +51,7 @@ def get_config(arguments: str = "") -> ConfigDict:
             clip_norm=float("inf"),
             warmup_steps=6_255,  # 5 epochs
         ),
+        guidance_scale=2.9,
     )
     side = 16 * config.model.patch_size
     config.data.image_size = side
@@ -65,7 +66,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.mesh.update(data=-1, fsdp=-1)  # groups of up to 16 chips
     config.sharding_rules = SPREAD
     config.sampling.num_steps = 50  # of Heun
-    config.sampling.guidance_scale = 2.9
     config.sampling.guidance = guidance_called("cfg+limited_jit")
     config.sample_every_steps = 10_000
     config.checkpoint_every_steps = 10_000

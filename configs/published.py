@@ -7,8 +7,8 @@
 
 Models: SD1, SDXL, SD3.5-Medium, SD3.5-Large, FLUX.1-dev, FLUX.1-schnell, FLUX.2-klein-4B and
 FLUX.2-dev; images of 1024x1024 pixels (SD1: 512x512) as latents, and token states of texts, both
-made before. docs/planning.md has the table. To train, take configs/image_folder.py or a config of
-your own with such data.
+made before. docs/planning.md has the table; `--config.lora.rank=16` plans LoRA. To train a
+published pipeline, take configs/finetune.py.
 """
 
 from typing import Any

@@ -23,7 +23,24 @@ from diffjax.codecs import (
 )
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
-from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
+from diffjax.objectives import (
+    couplings,
+    flow_maps,
+    interpolant,
+    learned_variance,
+    mean_flow,
+    repa,
+    wrappers,
+)
+from diffjax.objectives.consistency import (
+    Consistency,
+    Doubling,
+    FromTeacher,
+    Neighbours,
+    PseudoHuber,
+    Shrinking,
+)
+from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -153,6 +170,9 @@ TIMES: Table = MappingProxyType(
         "cos_map": spec(times.CosMap),
         "log_normal": spec(times.LogNormal),
         "log_normal_edm2": spec(times.LogNormal, mean=-0.4, std=1.0),
+        "log_normal_ict": spec(times.LogNormal, mean=-1.1, std=2.0),
+        "log_normal_scm": spec(times.LogNormal, mean=-1.0, std=1.4),
+        "uniform_root": spec(times.UniformRoot),
         "uniform_log_snr": spec(times.UniformLogSNR),
         "beta": spec(times.Beta),
     }
@@ -184,6 +204,29 @@ LOSSES: Table = MappingProxyType(
         "interpolant_brownian": spec(interpolant.Interpolant, gamma=spec(bridges.Brownian)),
         "source_bridge": spec(interpolant.SourceBridge),
         "mean_flow": spec(mean_flow.MeanFlow),
+        "improved_mean_flow": spec(mean_flow.MeanFlow, own_velocity=True, between=0.5),
+        "alpha_flow": spec(flow_maps.AlphaFlow),
+        "shortcut": spec(flow_maps.Shortcut),
+        "flow_map": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Lagrangian)),
+        "flow_map_eulerian": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Eulerian)),
+        "flow_map_progressive": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Progressive)),
+        "consistency": spec(Consistency, averaged_target=True),
+        "improved_consistency": spec(
+            Consistency,
+            pairs=spec(Neighbours, levels=spec(Doubling)),
+            metric=spec(PseudoHuber),
+            power=1.0,
+        ),
+        "easy_consistency": spec(
+            Consistency, pairs=spec(Shrinking), metric=spec(PseudoHuber, factor=0.0), power=1.0
+        ),
+        "consistency_distillation": spec(
+            Consistency, prediction=spec(FromTeacher), averaged_target=False
+        ),
+        "continuous_consistency": spec(ContinuousConsistency),
+        "continuous_consistency_distillation": spec(
+            ContinuousConsistency, prediction=spec(FromTeacher)
+        ),
     }
 )
 # The noise level as the second input of the network.
@@ -307,6 +350,7 @@ AGAINST: Table = MappingProxyType(
         "weights": spec(guidance.OtherWeights),
         "classifier": spec(guidance.Classifier, file=""),
         "attention": spec(guidance.WithoutAttention),
+        "blocks": spec(guidance.SkipLayers),
     }
 )
 # Default grids, for the paths on which equal steps in time do not work.
@@ -400,6 +444,21 @@ _EDM = {
     "times": "log_normal",
     "noise_label": "log_snr",
     "input_scale": "unit_variance",
+}
+_MEAN_FLOW = {
+    "path": "linear",
+    "target": "velocity",
+    "times": "logit_normal_mean_flow",
+    "noise_label": "time_unit",
+    "loss": "mean_flow",
+}
+_SCM = {
+    "path": "cosine",
+    "target": "v",
+    "times": "log_normal_scm",
+    "noise_label": "time_unit",
+    "loss": "continuous_consistency",
+    "wrappers": "uncertainty_fourier",
 }
 # An objective is a choice on each axis. Each comment is its loss, to be averaged over images x0,
 # noise eps and times t, with x_t = a·x0 + s·eps, a network `net`, and |·|² the mean square over
@@ -526,13 +585,36 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "dispersive": {"path": "linear", "target": "velocity", "wrappers": "dispersive"},
             # MeanFlow: ‖net(x_t, t, r) - sg(v - (t - r)·du/dt)‖², v = eps - x0, u = net, divided by
             # itself plus 0.01 without gradient. Geng et al. 2025 (arXiv:2505.13447), algorithm 1.
-            "mean_flow": {
-                "path": "linear",
-                "target": "velocity",
-                "times": "logit_normal_mean_flow",
-                "noise_label": "time_unit",
-                "loss": "mean_flow",
-            },
+            "mean_flow": _MEAN_FLOW,
+            # Improved MeanFlow: MeanFlow's loss with du/dt along the network's own velocity
+            # u(x_t, t, t). Geng et al. 2025 (arXiv:2512.02012).
+            "imf": {**_MEAN_FLOW, "loss": "improved_mean_flow"},
+            # α-Flow: ‖u(x_t, t, r) - sg(α·v + (1 - α)·u(x_s, s, r))‖²/α, s = t - α·(t - r), with α
+            # from 1 to 0.005 in training. Zhang et al. 2025 (arXiv:2510.20771).
+            "alpha_flow": {**_MEAN_FLOW, "loss": "alpha_flow"},
+            # Shortcut models: |u(x_t, t, t - 2d) - sg(mean of two steps of length d)|² for ¼ of the
+            # examples, flow matching for the others. Frans et al. 2024 (arXiv:2410.12557).
+            "shortcut": {**_MEAN_FLOW, "times": "uniform", "loss": "shortcut"},
+            # Flow maps by Lagrangian self-distillation: |∂X/∂r - sg v(X, r)|² with the end X of a
+            # step from t to r, and flow matching. Boffi et al. 2025 (arXiv:2505.18825).
+            "flow_map": {**_MEAN_FLOW, "times": "uniform", "loss": "flow_map"},
+            # Consistency training: |f(x_σ, σ) - sg f_ema(x_σ', σ')|² for neighbours σ' < σ of 2 to
+            # 150 levels, uniformly. Song et al. 2023 (arXiv:2303.01469), algorithm 3.
+            "consistency": {**_EDM, "times": "uniform_root", "loss": "consistency"},
+            # iCT: (√(‖f - sg f'‖² + c²) - c)/(σ - σ') for neighbours of 11 to 1,281 levels,
+            # log σ ~ N(-1.1, 2²). Song & Dhariwal 2023 (arXiv:2310.14189).
+            "ict": {**_EDM, "times": "log_normal_ict", "loss": "improved_consistency"},
+            # ECT: ‖f - sg f'‖/(σ - σ') for σ' = σ·(1 - n(σ)/2^(k+1)), k from 0 to 7 in training,
+            # log σ ~ N(-1.1, 2²). Geng et al. 2024 (arXiv:2406.14548).
+            "ect": {**_EDM, "times": "log_normal_ict", "loss": "easy_consistency"},
+            # sCM: |F - sg(F + g/(‖g‖ + 0.1))|²/e^u(λ) + u(λ), g = a·df/dθ, f = a·x - s·F, on the
+            # cosine path, log σ ~ N(-1, 1.4²). Lu & Song 2024 (arXiv:2410.11081).
+            "scm": _SCM,
+            # Consistency distillation: consistency training along a trained denoiser's prediction.
+            # Song et al. 2023 (arXiv:2303.01469), algorithm 2.
+            "cd": {**_EDM, "times": "uniform_root", "loss": "consistency_distillation"},
+            # sCD: sCM along a trained denoiser's prediction. Lu & Song 2024 (arXiv:2410.11081).
+            "scd": {**_SCM, "loss": "continuous_consistency_distillation"},
             # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
             # model made from it. Liu et al. 2023 (arXiv:2209.03003).
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},

@@ -23,6 +23,7 @@ def experiment(
     model: str,
     objective: str = "flow",
     optimizer: ConfigDict | None = None,
+    guidance_scale: float = 2.0,
 ) -> ConfigDict:
     """A config with every setting that training, sampling and evaluation read.
 
@@ -36,6 +37,7 @@ def experiment(
         objective: the name of the default objective.
         optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
             it is None. Another one that `arguments` choose has the numbers of its paper.
+        guidance_scale: of the samples, where predictions are posterior means; 1 elsewhere.
 
     Returns:
         The config, which is not locked.
@@ -71,7 +73,7 @@ def experiment(
         solver=copy(choices.SOLVERS[solver]),
         grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(names["path"], "uniform")]),
         num_steps=18,
-        guidance_scale=2.0 if by_ode else 1.0,
+        guidance_scale=guidance_scale if by_ode else 1.0,
         guidance=lookup.guidance_called("cfg"),
         against=lookup.against_called("null"),
     )

@@ -18,7 +18,7 @@ from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models import attention
-from diffjax.models.layers import HIDDEN, attention_layers, attention_off
+from diffjax.models.layers import HIDDEN, attention_layers, attention_off, blocks_off
 from diffjax.models.low_rank import LoraLayers
 from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
 from diffjax.optimizers.mup import rate_factors
@@ -104,14 +104,19 @@ class Wired(NamedTuple):
         """
         predict = self.predict(params, source)
 
-        def without_attention(layers: str) -> Predict:
-            def perturbed(x: Array, t: Array, cond: Any) -> Pair:
-                with attention_off(layers):
-                    return predict(x, t, cond)
+        def within(context: Callable[[str], Any]) -> Callable[[str], Predict]:
+            def without(names: str) -> Predict:
+                def perturbed(x: Array, t: Array, cond: Any) -> Pair:
+                    with context(names):
+                        return predict(x, t, cond)
 
-            return perturbed
+                return perturbed
 
-        return GuidanceModels(predict, self.condition, weaker, without_attention, other)
+            return without
+
+        return GuidanceModels(
+            predict, self.condition, weaker, within(attention_off), within(blocks_off), other
+        )
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a training batch, as `ShapeDtypeStruct`s."""

@@ -229,7 +229,7 @@ Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 AGAINST = (
     "Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null, classifier:FILE, "
-    "attention:LAYERS"
+    "attention:LAYERS, blocks:block_[789]"
 )
 
 

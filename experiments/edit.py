@@ -6,7 +6,7 @@ r"""Edit images of the test set, or yours, with a trained model: no training, an
   python -m experiments.edit --workdir=runs/digits --task=outpaint --method=repaint --solver=ddpm
   python -m experiments.edit --workdir=runs/digits --task=invert --num_steps=50 --solver=unipc
   python -m experiments.edit --pretrained=FOLDER --input=photo.png --prompts="a red apple" \
-      --task=inpaint --mask=mask.png --method=replace --out=apple.png
+      --task=inpaint --mask=mask.png --out=apple.png
 
 Writes a picture: for each image the original, the observation, and the result; of --input the
 results alone.
@@ -15,6 +15,7 @@ Prints the root mean square difference between original and result, in units of 
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path as File
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,9 +26,12 @@ from absl import flags
 from jax import Array
 
 from diffjax import choices
-from diffjax.conditions import Images
+from diffjax.codecs.base import scale_of
+from diffjax.conditions import Condition, Images, MaskedImages, Several
 from diffjax.conditions.base import len_of
 from diffjax.conditions.classes import Unconditional
+from diffjax.conditions.images import read_image
+from diffjax.conditions.masked_images import nearest
 from diffjax.data import all_examples
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
@@ -57,9 +61,12 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string("task", "vary", "one of the tasks above", flag_values=FLAGS)
-flags.DEFINE_float("strength", 0.6, "vary: share of the solver steps in (0, 1]", flag_values=FLAGS)
+flags.DEFINE_float(
+    "strength", None, "share of the solver steps in (0, 1]: vary 0.6, inpaint and outpaint 1",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string(
-    "method", "pseudoinverse", "how samples are conditioned on the observation, one of the above",
+    "method", None, "how samples are conditioned on the observation, one of the above",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer(
@@ -101,29 +108,56 @@ class Edit(NamedTuple):
         recipe: solver, grid and guidance.
         request: as many samples as there are images, with their conditions.
         images: `[n, H, W, C]`; latents, of a run that has a codec.
-        mask: `[H, W, 1]`, 1 where an image is known; None if nobody says where.
+        anew: `[1, H, W, 1]`, 1 at the pixels that are to be made anew; None of tasks without.
     """
 
     model: Model
     recipe: Recipe
     request: Request
     images: Array
-    mask: Array | None = None
+    anew: np.ndarray | None = None
 
-    def draw(self, model: Model | None = None, solver: Solver | None = None) -> Array:
-        """Samples from noise, in one batch, by the model and the solver or by others.
+    @property
+    def noise(self) -> np.ndarray:
+        """The standard normal noise that each sample is made from."""
+        return self.request.noise(self.model.wired.image_shape)
+
+    def begun(self, strength: float) -> tuple[Array, Array]:
+        """The times of the last steps, and the images with the noise of the first of them."""
+        wired = self.model.wired
+        times = editing.later_times(self.recipe.times(wired.path), strength)
+        a, s = wired.path.alpha(times[0]), wired.objective.noise_scale(times[0])
+        return times, a * self.images + s * self.noise
+
+    def draw_from(self, times: Array, begin: Array, solver: Solver | None = None) -> Array:
+        """Samples from images with noise, in one batch."""
+
+        def walk(denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array):
+            del x  # which is noise alone
+            return sample(denoise, solver, path, times, keys, begin)
+
+        recipe = replace(self.recipe, solver=solver or self.recipe.solver)
+        return self.model.walk(walk, recipe, self.request, times)
+
+    def draw(self, strength: float | None = None, solver: Solver | None = None) -> Array:
+        """Samples from noise, or by the last steps from images with noise, in one batch.
 
         Raises:
             UserError: the model can't be sampled by this solver.
         """
+        if strength not in (None, 1.0):
+            return self.draw_from(*self.begun(strength), solver)
         recipe = replace(self.recipe, solver=solver or self.recipe.solver)
-        times = recipe.times(self.model.wired.path)
-        return (model or self.model).walk(sample, recipe, self.request, times)
+        return self.model.walk(sample, recipe, self.request, recipe.times(self.model.wired.path))
 
-    def draw_given(self, method: str, seen: editing.Observed) -> Array:
+    def draw_given(
+        self, method: str | None, seen: editing.Observed, strength: float | None = None
+    ) -> Array:
         """Samples conditioned on the observation."""
-        how, path = choose(METHODS, method, "method"), self.model.wired.path
-        return self.draw(self.model.through(lambda predict: how(predict, path, seen)))
+        how = choose(METHODS, method or "pseudoinverse", "method")
+        path = self.model.wired.path
+        model = self.model.through(lambda predict: how(predict, path, seen))
+        return self._replace(model=model).draw(strength)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -142,10 +176,12 @@ def main(args: SimpleNamespace) -> None:
     recipe = named_recipe(run, chosen).recipe
     check_recipe(recipe, run.parts.wired)
     model = run.model(args.weights)
-    images, condition = _of_files(args, model) if args.input else _of_test_set(args, run)
-    mask = None if args.mask is None else _known(args.mask, model)
-    request = Request(condition, args.seed)
-    edit = Edit(model, recipe, request, jnp.asarray(images), mask)
+    if args.input:
+        images, condition, anew = _of_files(args, model)
+    else:
+        images, condition = _of_test_set(args, run)
+        anew = _anew(args, model.codec.image_shape(model.wired.image_shape))
+    edit = Edit(model, recipe, Request(condition, args.seed), jnp.asarray(images), anew)
     seen, made = task(args, edit)
     if not np.isfinite(made).all():
         raise UserError(
@@ -190,68 +226,119 @@ def _of_test_set(args: SimpleNamespace, run: Run) -> tuple[np.ndarray, Any]:
     return batch["image"], run.parts.wired.condition.of_batch(batch)
 
 
-def _of_files(args: SimpleNamespace, model: Model) -> tuple[np.ndarray, Any]:
-    """Images of files, encoded, and what they are to show; the fewer of both in turn."""
-    wired = model.wired
-    kind = wired.condition
+def _of_files(args: SimpleNamespace, model: Model) -> tuple[np.ndarray, Any, np.ndarray | None]:
+    """Images of files, encoded, what they are to show, the fewer of both in turn, and `_anew`."""
+    pixels, anew = _pictures(args, model)
+    kind, given = model.wired.condition, {}
+    if (name := masked_part(kind)) is not None:
+        assert isinstance(kind, Several)
+        if anew is None:
+            raise UserError(
+                f"--task={args.task}: this network fills in what a mask hides; take inpaint or "
+                "outpaint"
+            )
+        part: Any = kind.parts[name]
+        given = {name: part.joined(model.encoded(pixels * (1 - anew)), anew)}
+        others = {n: part for n, part in kind.parts.items() if n != name}
+        kind = replace(kind, parts=others, kept=tuple(n for n in kind.kept if n != name))
     if args.prompts is not None:
         condition = read(kind, [args.prompts])
     elif isinstance(kind, Unconditional):
         condition = kind.null(len(args.input))
     else:
         raise UserError("--prompts is missing: what the image of --input is to show")
-    shape = model.codec.image_shape(wired.image_shape)
-    images = model.encoded(np.asarray(Images(shape).parse(args.input)))
+    images = model.encoded(pixels)
     rows = np.arange(max(len(images), len_of(condition)))
-    return images[rows % len(images)], kind.take(condition, rows % len_of(condition))
+    condition = kind.take(condition, rows % len_of(condition))
+    given = {name: part[rows % len(images)] for name, part in given.items()}
+    return images[rows % len(images)], {**condition, **given} if given else condition, anew
 
 
-def _known(path: str, model: Model) -> Array:
-    """Where nothing of an image is to be made anew: where it is not white, `[H, W, 1]`."""
-    rows, columns, _ = model.wired.image_shape
-    height, width, _ = model.codec.image_shape(model.wired.image_shape)
-    white = np.asarray(Images((height, width, 1)).parse([path])) >= 0
-    return editing.known_cells(white[0, ..., 0], rows, columns)
+def masked_part(kind: Condition) -> str | None:
+    """The name of the part of a condition that is an image with a mask; None without."""
+    parts = kind.parts if isinstance(kind, Several) else {}
+    return next((name for name, part in parts.items() if isinstance(part, MaskedImages)), None)
+
+
+def _pictures(args: SimpleNamespace, model: Model) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images of files in [-1, 1], and `_anew`; for outpaint they may be smaller than samples."""
+    shape = model.codec.image_shape(model.wired.image_shape)
+    height, width, channels = shape
+    rows, columns = height, width
+    if args.task == "outpaint":
+        rows, columns, _ = read_image(args.input[0], channels).shape
+    if (rows, columns) == (height, width):
+        return np.asarray(Images(shape).parse(args.input)), _anew(args, shape)
+    if rows > height or columns > width:
+        raise UserError(
+            f"{args.input[0]} has {rows}x{columns} pixels: outpainting makes a border around "
+            f"images that are smaller than {height}x{width}"
+        )
+    images = np.asarray(Images((rows, columns, channels)).parse(args.input))
+    border = []
+    squares = scale_of(model.codec, model.wired.image_shape)
+    for side, part, square in zip((height, width), (rows, columns), squares, strict=True):
+        before = (side - part) // 2 // square * square  # whole squares, one for a latent pixel
+        border.append((before, side - part - before))
+    anew = np.pad(np.zeros((1, rows, columns, 1)), ((0, 0), *border, (0, 0)), constant_values=1.0)
+    return np.pad(images, ((0, 0), *border, (0, 0)), mode="edge"), anew
+
+
+def _anew(args: SimpleNamespace, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """Which pixels are to be made anew, `[1, H, W, 1]`; None of a task without such.
+
+    Those of a mask that are at least half as bright as white; without one, the lower half, or the
+    border.
+    """
+    height, width, _ = shape
+    if args.mask is not None:
+        white = np.asarray(Images((height, width, 1)).parse([args.mask])) >= 0
+        if not white.any():
+            raise UserError(f"{args.mask} is black all over: its white part is what is made anew")
+        return white.astype(np.float32)
+    if args.task not in ("inpaint", "outpaint"):
+        return None
+    rows, columns = (np.arange(n) + 0.5 - n / 2 for n in (height, width))
+    if args.task == "inpaint":
+        white = np.broadcast_to(rows[:, None] >= 0, (height, width))
+    else:
+        white = (abs(rows)[:, None] >= height / 4) | (abs(columns) >= width / 4)
+    return white.astype(np.float32)[None, :, :, None]
 
 
 def vary(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """SDEdit: adds noise to images and samples from there (Meng et al. 2022)."""
-    wired = edit.model.wired
-    times = editing.later_times(edit.recipe.times(wired.path), args.strength)
-    noise = edit.request.noise(wired.image_shape)
-    begin = wired.path.alpha(times[0]) * edit.images + wired.objective.noise_scale(times[0]) * noise
-
-    def walk_on(denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array):
-        del x  # which is noise alone
-        return sample(denoise, solver, path, times, keys, begin)
-
-    return begin, edit.model.walk(walk_on, edit.recipe, edit.request, times)
+    times, begin = edit.begun(0.6 if args.strength is None else args.strength)
+    return begin, edit.draw_from(times, begin)
 
 
-def inpaint(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """Generates the white part of a mask, or the lower half of images from the upper half."""
-    if edit.mask is not None:
-        return _complete(args, edit, edit.mask[None])
-    height = edit.images.shape[1]
-    mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[None, :, None, None]
-    return _complete(args, edit, mask)
-
-
-def outpaint(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """Generates the border of images from their centre."""
-    rows, columns = (abs(np.arange(n) + 0.5 - n / 2) < n / 4 for n in edit.images.shape[1:3])
-    mask = jnp.asarray(rows[:, None] & columns, jnp.float32)[None, :, :, None]
-    return _complete(args, edit, mask)
-
-
-def _complete(args: SimpleNamespace, edit: Edit, mask: Array) -> tuple[Array, Array]:
-    seen = mask * edit.images
-    if args.method in METHODS:
-        return seen, edit.draw_given(args.method, editing.Observed(lambda x: mask * x, seen))
-    kept = editing.keep_known(edit.recipe.solver, edit.images, mask)
-    solvers = {"replace": kept, "repaint": resampled(kept, args.jump, args.times)}
-    solver = choose({**METHODS, **solvers}, args.method, "method")
-    return seen, seen + (1.0 - mask) * edit.draw(solver=solver)
+def complete(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
+    """Inpainting and outpainting: generates what is to be made anew from the rest."""
+    assert edit.anew is not None
+    height, width = edit.images.shape[1:3]
+    anew = jnp.asarray(nearest(edit.anew, (height, width)), jnp.float32)
+    known, method = 1.0 - anew, args.method
+    seen = known * edit.images
+    if method is None and masked_part(edit.model.wired.condition) is not None:
+        return seen, edit.draw(args.strength)  # The network sees what is known.
+    if not anew.any():
+        raise UserError(
+            "the mask is so small that no latent pixel is made anew: each counts by the first "
+            "pixel of its square"
+        )
+    if method is None:
+        method = "pseudoinverse" if args.pretrained is None else "fixed_noise"
+    if method in METHODS:
+        observed = editing.Observed(lambda x: known * x, seen)
+        return seen, edit.draw_given(method, observed, args.strength)
+    keep = partial(editing.keep_known, edit.recipe.solver, edit.images, known)
+    solvers = {
+        "replace": keep,
+        "repaint": lambda: resampled(keep(), args.jump, args.times),
+        "fixed_noise": lambda: keep(jnp.asarray(edit.noise)),
+    }
+    solver = choose({**METHODS, **solvers}, method, "method")()
+    return seen, seen + anew * edit.draw(args.strength, solver)
 
 
 def _check_pixels(args: SimpleNamespace, edit: Edit) -> None:
@@ -318,8 +405,8 @@ def invert(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 TASKS = {
     "vary": vary,
-    "inpaint": inpaint,
-    "outpaint": outpaint,
+    "inpaint": complete,
+    "outpaint": complete,
     "upscale": upscale,
     "deblur": deblur,
     "colour": colour,
@@ -327,7 +414,7 @@ TASKS = {
 }
 USAGE = f"""{__doc__}
 Tasks: {", ".join(TASKS)}
-Methods: {", ".join(METHODS)}; for inpaint and outpaint replace and repaint as well
+Methods: {", ".join(METHODS)}; for inpaint and outpaint replace, repaint and fixed_noise as well
 Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}

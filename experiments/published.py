@@ -16,13 +16,14 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.exchange.pipelines import SCHEDULER
 from diffjax.exchange.pretrained import Pretrained
+from diffjax.exchange.priors import ImagePrior
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 from diffjax.runs.loras import with_loras
 
-_OF_FILE = ("codec", "component", "family", "image_size", "lora", "network")
+_OF_FILE = ("codec", "component", "family", "image_size", "lora", "network", "prior")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -31,6 +32,7 @@ def define(flag_values: flags.FlagValues) -> None:
         ("pretrained", "published file, or folder of diffusers, in the place of a run"),
         ("codec", "of a published network, as sd-vae-ft-mse"),
         ("family", "of a published file: DiT or SiT"),
+        ("prior", "folder of a prior, for a decoder of image embeddings as Kandinsky's"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
     about = "files of LoRA with weights, FILE:0.8,FILE: merged, or beside the weights of a run"
@@ -42,8 +44,7 @@ def define(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "component",
         [],
-        "in the place of one of a pipeline: network:FILE, tokenizer:FOLDER or "
-        "scheduler:timestep_spacing=trailing; may be repeated",
+        "in the place of a pipeline's: network:FILE or scheduler:ENTRY=VALUE; may be repeated",
         flag_values=flag_values,
     )
     define_network(flag_values)
@@ -55,6 +56,16 @@ def define_network(flag_values: flags.FlagValues) -> None:
         "network",
         [],
         "setting of a published network, as num_heads=4 or dtype=bfloat16; may be repeated",
+        flag_values=flag_values,
+    )
+
+
+def define_states(flag_values: flags.FlagValues) -> None:
+    """Defines `--states=FILE`, in the place of prompts and text encoders."""
+    flags.DEFINE_string(
+        "states",
+        None,
+        "with --pretrained: a file of prompt_embeds, in the place of --prompts and text encoders",
         flag_values=flag_values,
     )
 
@@ -139,13 +150,16 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return with_loras(run, _loras(args.lora)) if args.lora else run
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    if args.workdir is not None and is_run(Path(args.workdir)):
+    place = None if args.workdir is None else Path(args.workdir)
+    # Results of a published network have an empty folder of checkpoints.
+    if place is not None and is_run(place) and any((place / "checkpoints").iterdir()):
         raise UserError(
             f"--workdir={args.workdir} has a run of its own: name another folder for the results "
             f"of {args.pretrained}"
         )
     settings = settings_of(args.network)
-    for name in ("path", "mesh", "codec", "family", "image_size", "loras", "components"):
+    known = ("path", "mesh", "codec", "family", "image_size", "loras", "components", "texts")
+    for name in (*known, "prior"):
         if name in settings:
             raise UserError(f"--network={name}=…: that is no setting of a network")
     run = diffjax.from_pretrained(
@@ -155,9 +169,18 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         image_size=_size(args.image_size),
         loras=_loras(args.lora or []),
         components=components_of(args.component),
+        texts=getattr(args, "states", None) is None,
+        prior=_prior(args.prior, args.seed),
         **settings,
     )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _prior(folder: str | None, seed: Any) -> ImagePrior | None:
+    """The prior of `--prior`, whose noise has the seed of the samples, where they have one."""
+    if folder is None:
+        return None
+    return ImagePrior(diffjax.from_pretrained(folder), seed=seed if isinstance(seed, int) else 0)
 
 
 def _size(sides: list[str] | None) -> tuple[int, int] | None:

@@ -2,10 +2,12 @@ r"""Draw samples from a trained run: a picture and an array. Unset flags are as 
 
 python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=18 --out=grid.png
 python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
+python -m experiments.sample --pretrained=SDXL --refiner=FOLDER --prompts="a red apple"
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+import diffjax
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.evaluation.seams import jump_at_edges
@@ -28,13 +31,16 @@ from diffjax.reports.pictures import (
     save_png,
 )
 from diffjax.runs.cascade import Cascade, Stage, at_level
-from diffjax.runs.condition_files import read
+from diffjax.runs.condition_files import read, read_states
+from diffjax.runs.experts import Expert, batches_of_two
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.runs.workdirs import RUN
+from diffjax.sampling.guidance import NegativeCondition
 from diffjax.sampling.sample import Recipe, Trace
+from diffjax.wiring import check_recipe
 from experiments import cli, published, shared_flags
 from experiments.cascade import THEN, stage_of
 
@@ -53,6 +59,7 @@ flags.DEFINE_list(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("prompts", None, "one text, or @FILE of texts", flag_values=FLAGS)
+published.define_states(FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
 flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
@@ -76,6 +83,14 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_float("tolerance", 1e-2, "--parallel: convergence threshold", flag_values=FLAGS)
+flags.DEFINE_string(
+    "refiner", None, "published network that takes the last steps, as SDXL's refiner",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_float(
+    "refiner_share", 0.2, "--refiner: share of the time from which on it takes the steps",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
@@ -104,10 +119,21 @@ def main(args: SimpleNamespace) -> None:
     named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
     stages = [stage_of(text, args.allowed_packages)[1] for text in args.then]
-    condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
+    stages = [replace(x, model=x.model.seamless(args.seamless or False)) for x in stages]
+    negative = None
+    if args.states is None:
+        condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
+    else:
+        source = texts = None
+        condition, negative = read_states(run.parts.wired.condition, args.states)
+    if args.against is not None:
+        negative = None  # which the file may have beside what the flag names
+    if negative is not None:
+        recipe = replace(recipe, against=NegativeCondition())
     if args.level:
         kind, rows = run.parts.wired.condition, np.arange(len_of(condition))
         condition = at_level(kind, condition, args.level, args.seed, rows)
+    refiner = None if args.refiner is None else refined_by(args, run, Chosen(*how))
     folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir
     out = Path(args.out or folder / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
@@ -117,10 +143,15 @@ def main(args: SimpleNamespace) -> None:
     in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
     stacks = run.workdir if (run.workdir / RUN).exists() else out.parent
-    model, request = run.model(args.weights), Request(condition, args.seed, source)
-    model = model.seamless(args.seamless or False)
+    model = run.model(args.weights).seamless(args.seamless or False)
+    request = Request(condition, args.seed, source, negative=negative)
     cascade = Cascade([Stage(model, recipe), *stages]) if stages else None
-    images, cost = images_and_cost(args, model, recipe, request, stacks)
+    if refiner is None:
+        images, cost = images_and_cost(args, model, recipe, request, stacks)
+    else:
+        first, share = Expert(model, recipe, request), args.refiner_share
+        images = np.concatenate([*batches_of_two(first, refiner, share, args.batch_size)])
+        cost = {"refiner": args.refiner, "refiner_share": share}
     kind = run.parts.wired.condition
     if cascade is not None:
         *_, images = cascade.enlarged(images, request, args.batch_size)
@@ -170,9 +201,35 @@ def _settle(args: SimpleNamespace) -> None:
     """Sets the flags that have two names."""
     if args.prompts is not None and args.labels is not None:
         raise UserError("--prompts and --labels are both given: leave one out")
+    if args.states is not None and (args.labels or args.prompts or args.num_samples):
+        raise UserError("--states has all conditions: leave out --prompts, --labels, --num_samples")
+    if args.states is not None and args.pretrained is None:
+        raise UserError("--states goes with --pretrained")
     args.labels = args.labels if args.prompts is None else [args.prompts]
     if args.num_samples is None and args.prompts is None:
         args.num_samples = _NUM_SAMPLES
+
+
+def refined_by(args: SimpleNamespace, run: Run, chosen: Chosen) -> Expert:
+    """The model of `--refiner`, which shares steps and size with the other one.
+
+    Raises:
+        UserError: it can't be read, or flags do not go with it.
+    """
+    if args.refiner == "" or args.labels is None or not 0 < args.refiner_share < 1:
+        raise UserError(
+            "--refiner is a published network that goes on with --prompts from --refiner_share, "
+            f"between 0 and 1, of the time: not {args.refiner!r}, {args.labels}, "
+            f"{args.refiner_share:g}"
+        )
+    if args.parallel or args.film or (args.workdir is not None and args.pretrained is None):
+        raise UserError("--refiner goes with --pretrained, and without --parallel and --film")
+    height, width, _ = run.parts.codec.image_shape(run.parts.wired.image_shape)
+    other = diffjax.from_pretrained(args.refiner, image_size=(height, width))
+    condition, _, _ = wanted(other, args.labels, args.num_samples, None)
+    recipe = named_recipe(other, chosen).recipe
+    check_recipe(recipe, other.parts.wired)
+    return Expert(other.model(), recipe, Request(condition, args.seed))
 
 
 def images_and_cost(

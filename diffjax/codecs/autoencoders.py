@@ -20,8 +20,9 @@ from diffjax.codecs.base import Codec, Posterior, Shape, sha256_of
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.host.run_files import read_json
-from diffjax.models.autoencoder_kl.network import AutoencoderKL
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
+from diffjax.models.autoencoder_kl.published import FLUX2
 from diffjax.models.autoencoder_kl.sizes import SCALINGS
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.published import FAMILY as VQ_MODEL
@@ -176,11 +177,43 @@ class Unquantised:
         return images
 
 
-Autoencoder = Variational | Deterministic | Unquantised
+@dataclass(frozen=True)
+class Packed(Variational):
+    """`AutoencoderKLFlux2`, whose latents are means that are packed and normalised.
+
+    Their posterior has a variance of 0 for all practical purposes: a log-variance of -30.
+
+    Args:
+        network: its sizes.
+    """
+
+    network: AutoencoderKLFlux2
+
+    layout: ClassVar[Family] = FLUX2
+    stochastic: ClassVar[bool] = False
+
+    @property
+    def latent_channels(self) -> int:
+        return self.network.packed_channels
+
+    def encode(self, params: Any, images: Images) -> Posterior:
+        """The packed means of the latents of images, as distributions that are all but points."""
+        mean = super().encode(params, images).mean
+        packed: Any = self.network.apply({"params": params}, mean, method="pack")
+        return Posterior(packed, jnp.full_like(packed, -30.0))
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        """The images of packed latents, nominally in [-1, 1]."""
+        z: Any = self.network.apply({"params": params}, latents, method="unpack")
+        return super().decode(params, z)
+
+
+Autoencoder = Variational | Deterministic | Unquantised | Packed
 KINDS: Mapping[str, type[Autoencoder]] = {
     "AutoencoderKL": Variational,
     "AutoencoderTiny": Deterministic,
     "VQModel": Unquantised,
+    "AutoencoderKLFlux2": Packed,
 }
 """By the name of the class in diffusers."""
 
@@ -299,7 +332,7 @@ class AutoencoderFolder(Codec):
         """
         name = str(self._config.get("_class_name"))
         if KINDS.get(name) is not Variational:
-            return name not in KINDS  # That codec reads other classes, or refuses them.
+            return KINDS.get(name) is not Deterministic  # That codec reads others, or refuses.
         ours, scaling = self._autoencoder.network, self._scaling
         sizes = [AUTOENCODER_KL.size(name) for name in AUTOENCODER_KL.sizes]
         return any(all(getattr(x, y) == getattr(ours, y) for y in _SIZES) for x in sizes) and any(
@@ -352,8 +385,8 @@ class AutoencoderFolder(Codec):
         assert entries is not None
         if not self._autoencoder.scaled:
             return jnp.float32(1.0), jnp.float32(0.0)
-        scale = self._config.get(_SCALE, entries.beside[_SCALE])
-        shift = self._config.get(_SHIFT, entries.beside[_SHIFT]) or 0.0
+        scale = self._config.get(_SCALE, entries.beside.get(_SCALE, 1.0))
+        shift = self._config.get(_SHIFT, entries.beside.get(_SHIFT)) or 0.0
         try:
             return jnp.float32(scale), jnp.float32(shift)
         except (TypeError, ValueError) as error:

@@ -53,6 +53,10 @@ class Condition:
         """The condition with all parts null that training can drop, for guidance."""
         return self.null(jax.tree.leaves(cond)[0].shape[0])
 
+    def kept_in_negative(self, cond: Any) -> Any:
+        """A part that is never dropped, in the condition that guidance leads away from."""
+        return cond
+
     @property
     def negative(self) -> "Condition":
         """The kind of negative conditions: this one without the parts that are never dropped."""
@@ -194,9 +198,12 @@ class Condition:
         return None
 
     def arrays(self, cond: Any) -> dict[str, Any]:
-        """The arrays of a condition by their names in a batch, for files of samples."""
-        names = jax.tree.leaves(self.of_batch({name: name for name in self.shapes(1)}))
-        return dict(zip(names, jax.tree.leaves(cond), strict=True))
+        """The arrays of a condition by their names, for files of samples."""
+        return dict(zip(jax.tree.leaves(self.array_names()), jax.tree.leaves(cond), strict=True))
+
+    def array_names(self) -> Any:
+        """The names of the arrays in the place of the arrays: by default those in a batch."""
+        return self.of_batch({name: name for name in self.shapes(1)})
 
     def check(self, cond: Any) -> None:
         """Refuses arrays that are not such a condition.

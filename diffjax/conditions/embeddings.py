@@ -15,7 +15,7 @@ class ImageEmbeddings(Tokens):
     """The embedding of an image by CLIP as the first token, perhaps with those of a text after it.
 
     The null condition is an embedding of zeros here; `diffjax.exchange.priors` has that of
-    unCLIP's models, which is the embedding of a black picture.
+    unCLIP's models, which is the embedding of a grey picture.
 
     Attributes:
         embedding_width: the width of an embedding; other tokens may be wider.

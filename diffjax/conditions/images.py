@@ -53,19 +53,12 @@ class Images(Condition):
         """Image files by their paths, in the size that is needed.
 
         Raises:
-            UserError: the first that is no image, or has another size.
+            UserError: the first that is no image, has another size, or has transparent parts.
         """
         height, width, channels = self.shape
-        modes = {1: "L", 3: "RGB", 4: "RGBA"}
-        if channels not in modes:
-            raise UserError(f"no file has images of {channels} channels: pass their arrays")
         found = []
         for path in given:
-            try:
-                with Image.open(path) as file:
-                    image = np.asarray(file.convert(modes[channels])).reshape(*file.size[::-1], -1)
-            except (OSError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{path!r} is no image file that can be read: {error}") from error
+            image = read_image(path, channels)
             if image.shape != self.shape:
                 size = f"{image.shape[0]}x{image.shape[1]}"
                 raise UserError(f"{path} has {size} pixels, and {height}x{width} are needed")
@@ -77,3 +70,30 @@ class Images(Condition):
 
     def describe(self) -> str:
         return f"images of {'×'.join(map(str, self.shape))}"
+
+
+def read_image(path: Any, channels: int) -> np.ndarray:
+    """The image in a file, `[H, W, channels]` uint8.
+
+    Raises:
+        UserError: it is no image, or has transparent parts and the channels have no place for them.
+    """
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise UserError(f"no file has images of {channels} channels: pass their arrays")
+    try:
+        with Image.open(path) as file:
+            image = np.asarray(file.convert(modes[channels])).reshape(*file.size[::-1], -1)
+            opaque = channels == 4 or not file.has_transparency_data or _is_opaque(file)
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path!r} is no image file that can be read: {error}") from error
+    if not opaque:
+        raise UserError(
+            f"{path} has transparent parts (an alpha channel), and {channels} channels have no "
+            "place for them: lay it over a colour first"
+        )
+    return image
+
+
+def _is_opaque(file: Image.Image) -> bool:
+    return file.convert("RGBA").getchannel("A").getextrema()[0] == 255

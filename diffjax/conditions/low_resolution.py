@@ -123,8 +123,8 @@ class LowResolution(Images):
                 f"{self.most_level:g}"
             )
 
-    def arrays(self, cond: Augmented) -> dict[str, Any]:
-        return {self.name: cond.images, f"{self.name}_level": cond.level}
+    def array_names(self) -> Augmented:
+        return Augmented(self.name, f"{self.name}_level")
 
     def pictures(self, cond: Augmented) -> np.ndarray:
         """The small images, each pixel as a square."""

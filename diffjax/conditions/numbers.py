@@ -25,6 +25,8 @@ class Numbers(Condition):
         names: of the k numbers.
         usual: their values where none are chosen.
         name: of their array in a batch.
+        negative_values: those of some names in the condition that guidance leads away from; else
+            they are the same there.
 
     Example:
         >>> size = Numbers(("height", "width"), (512.0, 512.0))
@@ -35,6 +37,7 @@ class Numbers(Condition):
     names: tuple[str, ...]
     usual: tuple[float, ...]
     name: str = "numbers"
+    negative_values: tuple[tuple[str, float], ...] = ()
 
     can_be_dropped: ClassVar[bool] = False
     has_usual: ClassVar[bool] = True
@@ -53,6 +56,11 @@ class Numbers(Condition):
         return jnp.broadcast_to(jnp.asarray(self.usual, jnp.float32)[None], (n, len(self.usual)))
 
     def nulled(self, cond: Any) -> Any:
+        return cond
+
+    def kept_in_negative(self, cond: Any) -> Any:
+        for name, value in self.negative_values:
+            cond = jnp.asarray(cond).at[:, self.names.index(name)].set(value)
         return cond
 
     def drop(self, key: Any, cond: Any, rate: Any) -> Any:

@@ -117,19 +117,15 @@ class Several(Condition):
             if part.takes_level:
                 part.check_level(level)
 
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        # In the order of the leaves.
-        each = [self.parts[name].arrays(cond[name]) for name in sorted(self.parts)]
-        return {name: rows for arrays in each for name, rows in arrays.items()}
+    def array_names(self) -> dict[str, Any]:
+        return {name: part.array_names() for name, part in self.parts.items()}
 
     def null(self, n: Any) -> dict[str, Any]:
         return {name: part.null(n) for name, part in self.parts.items()}
 
     def nulled(self, cond: Any) -> dict[str, Any]:
-        return {
-            name: cond[name] if name in self.kept else part.nulled(cond[name])
-            for name, part in self.parts.items()
-        }
+        others = {n: part.nulled(cond[n]) for n, part in self.parts.items() if n not in self.kept}
+        return self.replaced(cond, others)
 
     @property
     def negative(self) -> "Several":
@@ -138,7 +134,8 @@ class Several(Condition):
         return Several(others, main=self.main if self.main in others else "")
 
     def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
-        return {**cond, **negative}
+        kept = {name: self.parts[name].kept_in_negative(cond[name]) for name in self.kept}
+        return {**cond, **kept, **negative}
 
     def drop(self, key: OneKey, cond: Any, rate: Rate) -> dict[str, Any]:
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self._dropped, rate)

@@ -73,6 +73,7 @@ def downscaled(dataset: DataSet, factor: AtLeastOne[int] = 2) -> DataSet:
         train=SmallSource(dataset.train, factor),
         test=SmallSource(dataset.test, factor),
         image_shape=(height // factor, width // factor, channels),
+        mixture=None,
     )
 
 

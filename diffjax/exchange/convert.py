@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 from diffjax.codecs.autoencoders import FOLDER as VAE
 from diffjax.errors import UserError, nearest
 from diffjax.exchange.own_folders import is_own, read_own, write_own
-from diffjax.exchange.pipelines import DENOISERS, NETWORKS, part_names, part_of, texts_of
+from diffjax.exchange.pipelines import (
+    DENOISERS,
+    NETWORKS,
+    part_names,
+    part_of,
+    reads_prompts,
+    texts_of,
+)
 from diffjax.exchange.pretrained import recognised
 from diffjax.exchange.schedulers import prediction_of, schedule_of
 from diffjax.host.files import place_of, write_json
@@ -106,7 +113,7 @@ def convert(
     | `lora_old` | the same in the dialect of older diffusers, whose scale is in its numbers |
     | `lora_kohya` | the same in the dialect of kohya, of Flux and SD 3 with the authors' names |
 
-    Of a pipeline with text encoders, or of a run that began with one (`config.init_from`),
+    Of a pipeline that reads prompts, or of a run that began with one (`config.init_from`),
     `diffusers` is the whole pipeline; the network of the run takes the place of the pipeline's.
     Other layouts than those of LoRA have the changes of a run with LoRA in its weights.
 
@@ -140,7 +147,7 @@ def convert(
         raise UserError(f"{out} has files already: name a new folder")
     if not place.absolute().parent.is_dir():
         raise UserError(f"can't write {out}: there is no folder {place.absolute().parent}")
-    if to == DIFFUSERS and texts_of(place_of(source)):
+    if to == DIFFUSERS and reads_prompts(place_of(source)):
         return _whole_pipeline(place_of(source), place)
     if to in DIALECTS:
         return _lora(source, to, place, allowed_packages)

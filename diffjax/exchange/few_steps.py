@@ -6,7 +6,7 @@
 | `sdxl_lightning_1step_unet_x0` | 1 | the same, and the network predicts x0 |
 | `lcm-lora-sdxl` | 4 | LCM |
 | `Hyper-SDXL-4steps-lora` | 2, 4, 8 | DDIM, `trailing` |
-| `sdxl-turbo`, `sd-turbo`, `stable-diffusion-3.5-large-turbo` | 4 | that of the folder |
+| `sdxl-turbo`, `stable-diffusion-3.5-large-turbo` | 4 | that of the folder, `trailing` |
 
 None is guided.
 """
@@ -36,7 +36,7 @@ _NAMES: Mapping[str, Mapping[str, Any]] = {
     r"sdxl_lightning_\d+step_(unet|lora)": _EULER,
     r"lcm[-_]lora": {"_class_name": "LCMScheduler"},
     r"hyper-sd(15|xl)-[248]steps?-lora": _DDIM,
-    r"(^|[-_])turbo($|[-_.])": {},
+    r"(^|[-_])turbo($|[-_.])": _TRAILING,
 }
 _STEPS = re.compile(r"(\d+)[-_]?step")
 
@@ -51,7 +51,7 @@ def few_steps(names: Iterable[str]) -> FewSteps | None:
         >>> few_steps(["sdxl-base", "sdxl_lightning_8step_lora.safetensors"]).num_steps
         8
         >>> few_steps(["stable-diffusion-3.5-large-turbo"])
-        FewSteps(num_steps=4, scheduler={})
+        FewSteps(num_steps=4, scheduler={'timestep_spacing': 'trailing'})
     """
     found = None
     for name in map(str.lower, names):

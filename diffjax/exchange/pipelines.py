@@ -18,7 +18,7 @@ from diffjax.codecs.autoencoders import AutoencoderFolder
 from diffjax.codecs.embeddings import Embeddings
 from diffjax.conditions import Tokens
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.folders import PIPELINE, read_object
+from diffjax.pretrained.folders import CONFIG, PIPELINE, read_object
 from diffjax.pretrained.lora import NETWORK, Lora
 from diffjax.text import (
     AlongFeatures,
@@ -26,6 +26,7 @@ from diffjax.text import (
     FolderEncoder,
     PooledFrom,
     Prompts,
+    Zeros,
     prompts,
     read_text_encoder,
 )
@@ -48,6 +49,22 @@ NETWORKS = (*DENOISERS, "vae", "movq", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
 
+_CHATS = "Qwen3ForCausalLM"
+_CLASSES = (
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "MultilingualCLIP",
+    "T5EncoderModel",
+    _CHATS,
+)
+"""The classes of text encoders of transformers that are known here."""
+_ASKED = (
+    "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+)
+"""What a prompt stands between, for Qwen3: its `chat_template` with `enable_thinking=False`."""
+
+
 def is_pipeline(path: Path) -> bool:
     """Whether a path is the folder of a pipeline."""
     return (path / PIPELINE).is_file()
@@ -63,6 +80,18 @@ def texts_of(path: Path) -> list[str]:
     if not is_pipeline(path):
         return []
     return [name for name in part_names(read_object(path / PIPELINE)) if name in _ENCODERS]
+
+
+def reads_prompts(path: Path) -> bool:
+    """Whether a path is a pipeline that makes pictures of texts, or of what a prior makes of them.
+
+    Example:
+        >>> reads_prompts(Path("no such folder"))
+        False
+    """
+    return is_pipeline(path) and bool(
+        {*_ENCODERS, "movq"} & {*part_names(read_object(path / PIPELINE))}
+    )
 
 
 def part_names(entries: Mapping[str, Any]) -> list[str]:
@@ -150,8 +179,12 @@ def prompts_of(
     - one CLIP, after its final norm: Stable Diffusion;
     - one or two CLIPs, before the last layer and its norm, beside each other, and the pooled vector
       of the last: SDXL, where the network takes a pooled vector;
-    - two CLIPs in the same way, with both pooled vectors, and then T5's tokens: Stable Diffusion 3;
+    - two CLIPs in the same way, with both pooled vectors, and then T5's tokens, or zeros without
+      T5: Stable Diffusion 3;
     - T5, and the pooled vector of CLIP: Flux.1;
+    - three layers of Qwen3 beside each other, at each quarter of its depth, of a text as the
+      question in a chat that is answered without thinking; padding is not attended to within it:
+      Flux.2 Klein;
     - CLIP, after its final norm, with its pooled vector, where padding is hidden: unCLIP's prior.
 
     T5 reads as many tokens as are left of those that the network was trained with.
@@ -170,23 +203,36 @@ def prompts_of(
     if not names:
         return None
     read = functools.partial(_read, pipeline, loras, components, dtype=dtype)
+    kind = entries[names[0]][1]
     longer = [name for name in names if entries[name][1] == "T5EncoderModel"]
     clips = [name for name in names if name not in longer]
     early = {"layer": -2, "normed": False}
-    if _PRIOR in part_names(entries):
+    third = _ENCODERS[-1] in entries  # perhaps left out, with no class
+    if kind not in _CLASSES:
+        raise UserError(
+            f"{pipeline} has a {kind}, a text encoder that is not known here ("
+            f"{', '.join(_CLASSES)} are): pass texts=False, and states in the place of texts"
+        )
+    if kind == _CHATS:
+        depth = int(read_object(part_of(pipeline, names[0]) / CONFIG)["num_hidden_layers"])
+        layers = tuple(depth * quarter // 4 for quarter in (1, 2, 3))
+        how = {"layer": layers, "normed": False, "padding": False, "around": _ASKED}
+        encoder = read(names[0], length=tokens.length, **how)
+    elif _PRIOR in part_names(entries):
         encoder = read(clips[0], padding=False)
-    elif not longer:
+    elif not longer and not third:
         how = early if tokens.pooled_width else {}
         each = tuple(read(name, **how) for name in clips)
         encoder = each[0] if len(each) == 1 else AlongFeatures(each, pooled=(len(each) - 1,))
-    elif len(clips) == 1:
+    elif not third:
         states = read(longer[0], length=tokens.length)
         encoder = PooledFrom(states, read(clips[0]))
     else:
         each = tuple(read(name, **early) for name in clips)
         beside = AlongFeatures(each, pooled=tuple(range(len(each))))
         left = tokens.length - beside.sizes.length
-        encoder = AlongTokens((beside, read(longer[0], length=left)))
+        nothing = Zeros(Sizes(left, tokens.width, 0))
+        encoder = AlongTokens((beside, read(longer[0], length=left) if longer else nothing))
     check_sizes(encoder.sizes, tokens, pipeline)
     # SDXL was trained with zeros in the place of texts that were dropped.
     return prompts(encoder, None if entries.get("force_zeros_for_empty_prompt") else "")
@@ -214,6 +260,11 @@ def _read(
     tokenizer = part_of(pipeline, tokenizer_of(name), components)
     folder = part_of(pipeline, name, components)
     return read_text_encoder(folder, tokenizer, loras=files, **{"padding": True, **how})
+
+
+def shift_depends_on_steps(pipeline: Path) -> bool:
+    """Whether its shift depends on the number of steps, as that of Flux.2 does."""
+    return str(read_object(pipeline / PIPELINE).get("_class_name", "")).startswith("Flux2")
 
 
 def sets_times(pipeline: Path) -> bool:

@@ -1,5 +1,6 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from diffjax.codecs.autoencoder_kl import AutoencoderKL
 from diffjax.codecs.autoencoders import codec_at
 from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
-from diffjax.data import image_folder, latents
+from diffjax.data import DataSet, image_folder, latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
@@ -37,6 +38,7 @@ from diffjax.exchange.pipelines import (
     part_of,
     prompts_of,
     sets_times,
+    shift_depends_on_steps,
     texts_of,
 )
 from diffjax.exchange.priors import ImagePrior, prior_prompts
@@ -58,7 +60,7 @@ from diffjax.runs.load import Run, load
 from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
 from diffjax.sampling.guidance import CLASSIFIER
-from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec
+from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec, to_json
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
 
@@ -121,6 +123,24 @@ class Pretrained(Run):
         """The parameters, `weights()`."""
         return self.weights()
 
+    def dataset(self, path: str | None = None) -> DataSet:
+        """What samples are compared with: a folder of latents, or of pictures of any size.
+
+        Args:
+            path: the folder. Pictures are cut and resized to those that the model draws, which are
+                square.
+
+        Raises:
+            UserError: there is no such folder, or it has neither latents of this codec nor
+                pictures.
+        """
+        codec = self.parts.codec
+        height, width, channels = codec.image_shape(self.parts.wired.image_shape)
+        of_pictures = codec.bounded and not codec.pixels and height == width
+        if path is None or not of_pictures or (place_of(path) / "latents.npy").exists():
+            return super().dataset(path)
+        return image_folder(path, image_size=height, channels=channels)
+
     def _find(self, name: str) -> Model:
         if name.startswith(CLASSIFIER):
             return self._classifier(name.removeprefix(CLASSIFIER))
@@ -145,7 +165,7 @@ class Pretrained(Run):
             "target": repr(wired.precond.target),
             "noise_label": repr(wired.precond.noise_label),
             "learned_variance": wired.objective.traits.learned_variance,
-            "network": _settings(wired.network),
+            "network": json.loads(to_json(ConfigDict(as_spec(_settings(wired.network))))),
             "guidance": repr(wired.recipe.guidance),
             "loras": [lora.facts for lora in self.loras],
             "components": {
@@ -177,6 +197,7 @@ def from_pretrained(
     loras: Mapping[str, float] | None = None,
     components: Components | None = None,
     prior: str | Path | ImagePrior | None = None,
+    texts: bool = True,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -209,6 +230,8 @@ def from_pretrained(
             `{"scheduler": {"timestep_spacing": "trailing"}}`.
         prior: what makes image embeddings of texts, for a decoder that makes pictures of them, as
             Kandinsky's: the folder of its pipeline, or an `ImagePrior` with a recipe and a seed.
+        texts: whether the text encoders of a pipeline are read. If not, the condition is what they
+            return, `TokenStates`, and their folders need not be there.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
             texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
@@ -225,7 +248,9 @@ def from_pretrained(
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
     added = _loras(loras or {}, Path(path))
-    there = described(path, codec, family, image_size, added, components, prior, settings)
+    there = described(
+        path, codec, family, image_size, added, components, prior, texts, settings=settings
+    )
     mesh, codec = mesh or make_mesh(), there.codec
     parts = build_parts(
         there.config.lock(), there.denoiser.image_shape, there.condition, mesh, codec
@@ -275,6 +300,7 @@ def described(
     loras: Sequence[Lora] = (),
     components: Components | None = None,
     prior: str | Path | ImagePrior | None = None,
+    texts: bool = True,
     settings: Mapping[str, Any] = MappingProxyType({}),
     arguments: str = "",
 ) -> Described:
@@ -288,6 +314,7 @@ def described(
         loras: files of LoRA.
         components: as there.
         prior: as there.
+        texts: as there.
         settings: of the network.
         arguments: choices on the axes of a config, as `target=v`, in the place of those that the
             network was trained with.
@@ -304,17 +331,18 @@ def described(
     found = with_loras(found, loras, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
-        use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
-        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={path}")
+        place = components.get(NETWORK, path)
+        use = {"ADMClassifier": f"; guide by it, against='classifier:{place}'"}
+        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={place}")
         raise UserError(
-            f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
+            f"{place} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
     decoder = _codec(codec, path, published, denoiser)
     if image_size is not None:
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(layout, denoiser, decoder, path, loras, components)
+    condition = _condition(layout, denoiser, decoder, path, loras if texts else None, components)
     if prior is not None:
         condition = _by_prior(condition, prior, path)
     names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
@@ -382,7 +410,7 @@ def _network(
     contents = read_weights(components[NETWORK])
     if not contents.config:
         contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
-    return found_in(contents, **settings)
+    return found_in(contents, family or "", **settings)
 
 
 def recognised(
@@ -501,20 +529,23 @@ def _condition(
     denoiser: Denoiser,
     codec: Codec,
     path: Path,
-    loras: Sequence[Lora],
+    loras: Sequence[Lora] | None,
     components: Components,
 ) -> Condition:
-    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them.
+
+    Without files of LoRA, of which there may be none, text encoders are left out.
+    """
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
     by_prior = isinstance(parts["text"], ImageEmbeddings)
-    read = prompts_of if is_pipeline(path) else prompts_in
-    how = (loras, components, denoiser.network.dtype)
-    if not by_prior and (texts := read(path, parts["text"], *how)):
-        parts["text"] = texts
+    if loras is not None and not by_prior:
+        read = prompts_of if is_pipeline(path) else prompts_in
+        how = (loras, components, denoiser.network.dtype)
+        parts["text"] = read(path, parts["text"], *how) or parts["text"]
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
         sides = {"height": height, "width": width}
@@ -587,9 +618,13 @@ def _schedule(
         return schedule_of({**usual, **given}, str(path))
     file = part_of(path, SCHEDULER) / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
-    num_tokens = (height // 2) * (width // 2)
-    entries = {**read_object(file), **given}
-    return schedule_of(entries, str(file), num_tokens, sets_times(path))
+    side = getattr(denoiser.network, "patch_size", 2)
+    num_tokens = (height // side) * (width // side)
+    entries, timing = (
+        {**read_object(file), **given},
+        (sets_times(path), shift_depends_on_steps(path)),
+    )
+    return schedule_of(entries, str(file), num_tokens, *timing)
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:

@@ -21,6 +21,7 @@ from diffjax.models.unclip.network import UnclipPrior
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.text import FolderEncoder, read_text_encoder
 
 _FILE = "image:"
 """What a prompt begins with that is the path of an image file."""
@@ -256,7 +257,23 @@ def prior_prompts(kind: ImageEmbeddings, prior: ImagePrior, decoder: Path) -> Pr
             f"the prior {prior.run.workdir} makes embeddings of width {prior.width}, and {decoder} "
             f"takes those of {kind.embedding_width}: they are of different models"
         )
-    if kind.length > 1:
-        raise UserError(f"{decoder} takes the states of a text as well, which is not known here")
     sizes = kind.length, kind.width, kind.pooled_width, kind.name, kind.embedding_width
-    return PriorPrompts(*sizes, prior)
+    return PriorPrompts(*sizes, prior, _text_of(kind, decoder) if kind.length > 1 else None)
+
+
+def _text_of(kind: ImageEmbeddings, decoder: Path) -> FolderEncoder:
+    """The encoder of a decoder's texts, where padding is hidden."""
+    if not is_pipeline(decoder):
+        raise UserError(
+            f"{decoder} takes the states of a text as well: name the folder of its pipeline, which "
+            "has the text encoder"
+        )
+    folders = part_of(decoder, "text_encoder"), part_of(decoder, "tokenizer")
+    encoder = read_text_encoder(*folders, length=kind.length - 1)
+    found, wanted = encoder.sizes, (kind.width, kind.pooled_width)
+    if found.width > kind.width or found.pooled_width != kind.pooled_width:
+        raise UserError(
+            f"{decoder}: its text encoder has states of width {found.width} and pooled vectors of "
+            f"{found.pooled_width}, and its network takes {wanted[0]} and {wanted[1]}"
+        )
+    return encoder

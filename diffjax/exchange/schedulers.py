@@ -190,7 +190,11 @@ _LEAST_SIGNAL = 2.0**-12
 
 
 def schedule_of(
-    entries: Entries, source: str, num_tokens: int = 0, uniform: bool = False
+    entries: Entries,
+    source: str,
+    num_tokens: int = 0,
+    uniform: bool = False,
+    by_steps: bool = False,
 ) -> Schedule:
     """What a scheduler's config means here.
 
@@ -200,6 +204,7 @@ def schedule_of(
         num_tokens: of an image, on which a dynamic shift depends.
         uniform: whether flow matching has the times 1, …, 2/n, 1/n before they are shifted, which
             pipelines of Flux set; else the last one is that of the scheduler, 0.001 as a rule.
+        by_steps: whether a dynamic shift depends on the number of steps, as in Flux.2.
 
     Raises:
         UserError: the class is not known here, or an entry has a value that is not.
@@ -211,7 +216,7 @@ def schedule_of(
     """
     try:
         if entries.get("_class_name") == _FLOW:
-            return _flow(entries, num_tokens, uniform)
+            return _flow(entries, num_tokens, uniform, by_steps)
         return _of_table(entries)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
@@ -327,6 +332,8 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     number = _num_steps(entries)
     if kind.distilled:
         distilled = int(entries.get("original_inference_steps", 50))
+        if not 1 <= distilled <= number:
+            raise UserError(f"original_inference_steps={distilled} is to be from 1 to {number}")
         return spec(grids.Subset, num_train_steps=number, num_distilled=distilled)
     if entries.get("use_karras_sigmas"):
         return spec(grids.Karras, highest=_HIGHEST)
@@ -350,12 +357,15 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     return known[spacing]()
 
 
-def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
+def _flow(entries: Entries, num_tokens: int, uniform: bool, by_steps: bool) -> Schedule:
     """Flow matching: Euler's steps on the linear path, with times shifted towards noise."""
     _check_known(_FLOW, entries, _KNOWN_OF_FLOW)
     number = _num_steps(entries)
     least = 1.0 / number
-    if entries.get("use_dynamic_shifting"):
+    shift: float | None = None
+    if entries.get("use_dynamic_shifting") and by_steps:
+        pass  # It is the grid's, which knows the number of steps.
+    elif entries.get("use_dynamic_shifting"):
         shift = dynamic_shift(entries, num_tokens)
     else:
         shift = float(entries.get("shift", 1.0))
@@ -368,7 +378,9 @@ def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
         target=choices.copy(choices.TARGETS["velocity"]),
         noise_label=label,
         solver=choices.copy(choices.SOLVERS["euler"]),
-        grid=spec(grids.Shifted, grid=times, shift=shift),
+        grid=spec(grids.Shifted, grid=times, shift=shift)
+        if shift is not None
+        else spec(grids.ShiftedBySteps, grid=times, num_tokens=num_tokens),
         guidance=lookup.guidance_called("cfg"),
     )
 

@@ -15,8 +15,9 @@ from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFl
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import FLUX2, FLUX2_AUTHORS, LDM, OLD_DIFFUSERS
 from diffjax.models.autoencoder_kl.published import PREFIXES as AUTOENCODER_PREFIXES
-from diffjax.models.bert.network import Bert
+from diffjax.models.bert.network import Bert, MultilingualCLIP
 from diffjax.models.bert.published import FAMILY as BERT
+from diffjax.models.bert.published import MCLIP
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
 from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
@@ -51,6 +52,8 @@ from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
 from diffjax.models.movq.published import KANDINSKY
+from diffjax.models.qwen3.network import Qwen3
+from diffjax.models.qwen3.published import FAMILY as QWEN3
 from diffjax.models.rae.network import RAE
 from diffjax.models.rae.published import FAMILY as RAE_FAMILY
 from diffjax.models.rae.published import OLD as OLD_RAE
@@ -107,7 +110,9 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
     ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
     T5Encoder: {DIFFUSERS: T5},
+    MultilingualCLIP: {DIFFUSERS: MCLIP},
     Bert: {DIFFUSERS: BERT},
+    Qwen3: {DIFFUSERS: QWEN3},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
 

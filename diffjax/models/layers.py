@@ -34,6 +34,7 @@ STACKED = "blocks"
 of a stack that begins with block 4 are `blocks_4`."""
 
 _STACK = re.compile(rf"{STACKED}(?:_([0-9]+))?")
+_BLOCK = re.compile(rf"{STACKED}(?:_[0-9]+)?|block_[0-9]+")
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -504,6 +505,37 @@ def attention_off(layers: str) -> Iterator[None]:
         if not concerned.any():
             return look(*args, **kwargs)
         return jnp.where((place & concerned).any(), values, look(*args, **kwargs))
+
+    with nn.intercept_methods(off):
+        yield
+
+
+@contextmanager
+def blocks_off(blocks: str) -> Iterator[None]:
+    """Perturbs transformers that are evaluated in this context: some blocks change nothing.
+
+    Args:
+        blocks: a regular expression for the whole names of these blocks, such as `block_[789]`;
+            stacked blocks have the same names.
+    """
+
+    def off(
+        call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        path = context.module.path
+        if context.method_name != "__call__" or len(path) != 1 or not _BLOCK.fullmatch(path[0]):
+            return call(*args, **kwargs)
+        tokens, own = args[0], args[2] if len(args) > 2 else None
+        place = getattr(own, "place", own)
+        names = path if place is None else [in_stack(path[0], i) for i in range(place.size)]
+        concerned = np.array([re.fullmatch(blocks, name) is not None for name in names])
+        if concerned.all():
+            return tokens
+        if not concerned.any():
+            return call(*args, **kwargs)
+        skipped = (place & concerned).any()
+        after = call(*args, **kwargs)
+        return jax.tree.map(lambda old, new: jnp.where(skipped, old, new), tokens, after)
 
     with nn.intercept_methods(off):
         yield

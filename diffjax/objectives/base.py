@@ -66,6 +66,8 @@ class Traits:
         independent_noise: whether the noise in `x_t` is `s·eps` with eps independent of the data.
         learned_variance: whether the second output is the variance of a reverse step.
         has_teacher: whether the loss depends on the weights of `config.teacher`.
+        distils: whether these have to be another run's, of a denoiser with the same path and
+            preconditioning.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         features: rows, columns and numbers of what a batch holds as `features` beside each image;
             None for nothing.
@@ -83,6 +85,7 @@ class Traits:
     independent_noise: bool = True
     learned_variance: bool = False
     has_teacher: bool = False
+    distils: bool = False
     forward_mode: bool = False
     features: tuple[int, int, int] | None = None
     hidden_depth: int = 0

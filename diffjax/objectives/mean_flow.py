@@ -7,21 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
-from jaxtyping import Float
 
-from diffjax.errors import UserError
-from diffjax.kinds import NotNegative, Positive, Probability, Range
+from diffjax.kinds import NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Progress, Traits
-from diffjax.objectives.denoising import Noised, Noising
+from diffjax.objectives.denoising import Noised
+from diffjax.objectives.flow_maps import FlowMap, adaptive, span_of
 from diffjax.process.paths import Scalar
-from diffjax.process.precond import Apply, Meaning, Precond, interval_inputs
-from diffjax.process.targets import Velocity, encode
+from diffjax.process.precond import Apply, Precond, interval_inputs
+from diffjax.process.targets import encode
 from diffjax.shapes import OneKey, PerSample, Samples
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class MeanFlow(Noising):
+class MeanFlow(FlowMap):
     """The average velocity between two times, learned from its identity with the velocity.
 
     For `u(x_t, t, r) = 1/(t - r) ∫_r^t v(x_s, s) ds` along the flow,
@@ -44,33 +43,33 @@ class MeanFlow(Noising):
     have to be dropped in training. (The authors' code gives examples whose condition is dropped the
     plain v; here they have the same mean.)
 
-    Geng et al. 2025 (arXiv:2505.13447), algorithm 1 and equation 21.
+    Geng et al. 2025 (arXiv:2505.13447), algorithm 1 and equation 21. With `own_velocity` it is
+    improved MeanFlow (Geng et al. 2025, arXiv:2512.02012), without its head for the velocity: the
+    derivative then does not depend on the noise of the example, so the target is less noisy, and
+    the loss is that of a velocity, `u + (t - r)·du/dt`. One evaluation more.
 
-    Attributes, beside those of `Noising`, whose target must be the velocity:
-        between: the share of examples with `r < t`; 0.25 in the paper, at most 1.
+    Attributes, beside those of `FlowMap`; `between` is ¼ in the paper, ½ in that of improved
+    MeanFlow:
         power: the exponent of the adaptive weight: 0 is the squared error, 1 gives all examples
             nearly the same loss. The paper uses 0.5 to 1.
         floor: added to the denominator of the adaptive weight; 1e-3 to 1e-2.
         omega: the share of the data's velocity in the guided one; 1 without guidance.
         kappa: share of the network's velocity with the condition.
         guided_below: largest time at which there is guidance.
+        own_velocity: whether the derivative is along the network's own velocity u(x_t, t, t), and
+            not along that of the example.
     """
 
-    between: Probability[Scalar] = 0.25
     power: NotNegative[Scalar] = 1.0
     floor: Positive[Scalar] = 0.01
     omega: Positive[float] = field(default=1.0, metadata={"static": True})
     kappa: Annotated[float, Range("[0, 1)")] = field(default=0.0, metadata={"static": True})
     guided_below: NotNegative[Scalar] = 1.0
+    own_velocity: bool = field(default=False, metadata={"static": True})
 
     @property
     def traits(self) -> Traits:
-        return replace(
-            super().traits,
-            forward_mode=True,
-            meaning=Meaning.AVERAGE_VELOCITY,
-            solver="flow_map",
-        )
+        return replace(super().traits, forward_mode=True)
 
     def __call__(
         self,
@@ -82,11 +81,7 @@ class MeanFlow(Noising):
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
         del teacher_params, progress
-        if not isinstance(self.precond.target, Velocity):
-            raise UserError(
-                f"mean_flow learns average velocities, not {type(self.precond.target).__name__}: "
-                "take target=velocity"
-            )
+        self.check_target("mean_flow")
         time_key, key = jax.random.split(key)
         t, t_to = self.intervals(time_key, len(batch["image"]))
         noised = self.noised(t, key, batch)
@@ -97,24 +92,15 @@ class MeanFlow(Noising):
             return apply(params, *inputs, noised.cond, key=noised.key)
 
         velocity = self.velocity(apply, params, precond, noised, t)
-        u, change = jax.jvp(average, (noised.x_t, t), (velocity, jnp.ones_like(t)))
-        span = jnp.reshape(t - t_to, (-1,) + (1,) * (u.ndim - 1))
-        target = jax.lax.stop_gradient(velocity - span * change)
+        along = velocity
+        if self.own_velocity:
+            inputs = interval_inputs(self.path, precond, noised.x_t, t, t)
+            along = jax.lax.stop_gradient(apply(params, *inputs, noised.cond, key=noised.key))
+        u, change = jax.jvp(average, (noised.x_t, t), (along, jnp.ones_like(t)))
+        target = jax.lax.stop_gradient(velocity - span_of(t, t_to, u) * change)
         squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
         distance = jnp.sum(squares, axis=tuple(range(1, u.ndim)))
-        scale = jax.lax.stop_gradient(distance + self.floor) ** self.power
-        return distance / scale, self.metrics(noised)
-
-    def intervals(self, key: OneKey, n: int) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
-        """Both times, `[n]` each: the later of two times, and for a share of them the other."""
-        first, second, order, chosen = jax.random.split(key, 4)
-        u = self.uniforms(first, n)
-        # In another order, because the numbers may be sorted.
-        v = jax.random.permutation(order, self.uniforms(second, n))
-        one, other = (self.times.quantile(each, self.path) for each in (u, v))
-        t = jnp.maximum(one, other)
-        between = jax.random.bernoulli(chosen, self.between, (n,))
-        return t, jnp.where(between, jnp.minimum(one, other), t)
+        return adaptive(distance, self.power, self.floor), self.metrics(noised)
 
     def velocity(
         self, apply: Apply, params: Any, precond: Precond, noised: Noised, t: PerSample

@@ -15,8 +15,8 @@ from diffjax.errors import UserError
 from diffjax.objectives.base import Objective, Progress
 from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.bisection import bisect
-from diffjax.process.paths import Path, Scalar, coeffs, log_snr_of
-from diffjax.process.precond import Precond, Predict
+from diffjax.process.paths import Pair, Path, Scalar, coeffs, log_snr_of
+from diffjax.process.precond import Meaning, Precond, Predict
 from diffjax.process.targets import encode
 
 # Directions in which the prediction is changed. Each is a function of the best prediction and the
@@ -48,6 +48,10 @@ class KnownData(Protocol):
 
     def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
         """The average velocity of the flow; needed for objectives of a flow map alone."""
+        ...
+
+    def flow(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+        """Where the flow carries `x`; needed for objectives of the end of the flow alone."""
         ...
 
 
@@ -157,6 +161,7 @@ def verify_objective(
     num_batches: int = 64,
     batch_size: int = 512,
     limit: float = 0.1,
+    fraction: float = 0.0,
 ) -> Verification:
     """Checks that the best denoiser of known data is a minimum of an objective's mean loss.
 
@@ -171,7 +176,8 @@ def verify_objective(
     independent; the objective's own parameters and memory have their initial values.
 
     An objective passes if its loss is smallest at `E[target | x_t]` at each time, or, for a flow
-    map, at the average velocity between any two times. A squared error passes. A regulariser that
+    map, at the average velocity between any two times, or, for a consistency model, at the end of
+    the flow. A squared error passes. A regulariser that
     moves the minimum on purpose fails, and so does noise that is coupled to the data.
 
     Args:
@@ -181,6 +187,7 @@ def verify_objective(
         num_batches: the number of independent batches, from which the errors are estimated.
         batch_size: the number of examples in each.
         limit: the largest `detectable` that passes, as a fraction of the target's root mean square.
+        fraction: the fraction of training that is done, for objectives that change with it.
 
     Returns:
         A `Verification`: `.passed`, `.reason`, and a summary of three lines by `print`.
@@ -210,7 +217,8 @@ def verify_objective(
         **objective.init_params(params_key),
     }
     keys = jax.random.split(batch_key, num_batches)
-    found = _derivatives(objective, network, params, keys, batch_size)
+    done = jnp.asarray(fraction, jnp.float32)
+    found = _derivatives(objective, network, params, keys, done, batch_size)
     gradients, curvatures = (np.asarray(each, np.float64) for each in found)
     return Verification(
         names=tuple(name for name, _ in DEVIATIONS),
@@ -222,12 +230,17 @@ def verify_objective(
     )
 
 
-@once(4)
+@once(5)
 def _derivatives(
-    objective: Objective, network: "_Network", params: Any, keys: Array, batch_size: int
+    objective: Objective,
+    network: "_Network",
+    params: Any,
+    keys: Array,
+    fraction: Array,
+    batch_size: int,
 ) -> tuple[Array, Array]:
     """Gradients and curvatures along the deviations, `[num_batches, K]` each."""
-    progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
+    progress = Progress(fraction, objective.init_memory())  # of one step
 
     def mean_loss(deviations: Array, key: Array) -> Array:
         data_key, loss_key = jax.random.split(key)
@@ -263,6 +276,7 @@ class _Network:
     path: Path
     precond: Precond
     outputs: int = field(metadata={"static": True})
+    meaning: Meaning = field(metadata={"static": True})
     data: KnownData
     mean_square: Array  # of the data
     rising: bool  # whether the noise label grows with time
@@ -285,7 +299,13 @@ class _Network:
                 f"{type(path).__name__}, so the network can't infer the time from it"
             )
         return cls(
-            path, precond, objective.traits.outputs, data, mean_square, bool(steps.sum() > 0)
+            path,
+            precond,
+            objective.traits.outputs,
+            objective.traits.meaning,
+            data,
+            mean_square,
+            bool(steps.sum() > 0),
         )
 
     def __call__(
@@ -303,7 +323,10 @@ class _Network:
         c = coeffs(self.path, t, x.ndim)
         x_t = x / self.precond.input_scale(c)
         k = self.precond.target(c)
-        if noise_label.ndim == 1:
+        if self.meaning is Meaning.END_OF_FLOW:
+            x0 = self.data.flow(self.path, x_t, t, 0.0)
+            truth = encode(k, Pair(x0, (x_t - c.a * x0) / c.s))
+        elif noise_label.ndim == 1:
             truth = encode(k, self.data.predict(self.path)(x_t, t, cond))
         else:
             t_to = self._time_of(noise_label[:, 0] - noise_label[:, 1])

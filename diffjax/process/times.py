@@ -194,6 +194,38 @@ class LogNormal:
 
 @register_dataclass
 @dataclass(frozen=True)
+class UniformRoot:
+    """The uniform density of `σ^(1/rho)`, with `σ = s/a`: that of the levels of Karras et al.
+
+    Consistency training draws its levels from it. Song et al. 2023 (arXiv:2303.01469), section 5.
+
+    Attributes:
+        rho: 7 in the paper; 1 is uniform in σ.
+    """
+
+    rho: Positive[Scalar] = 7.0
+
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
+        low, high = self._ends(path)
+        return time_of_log_snr(path, -2.0 * self.rho * jnp.log(low + u * (high - low)))
+
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
+        low, high = self._ends(path)
+        value, speed = _log_sigma_and_speed(t, path)
+        inside = value <= self.rho * jnp.log(high) + 1e-4
+        density = value / self.rho + jnp.log(speed) - jnp.log(self.rho * (high - low))
+        return jnp.where(inside, density, -jnp.inf)
+
+    def _ends(self, path: Path) -> tuple[Array, Array]:
+        """The root of σ at each end of the path."""
+        ends = jnp.stack([jnp.asarray(path.t_min), jnp.asarray(path.t_noise)])
+        # Where a path ends in pure noise σ is infinite: there it is the largest, e^7.5.
+        low, high = jnp.exp(-0.5 * jnp.maximum(log_snr(path, ends), -15.0) / self.rho)
+        return low, high
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class UniformLogSNR:
     """The uniform density of log-SNR: `p(t) ∝ |dλ/dt|` where `λ(t) >= lowest`, else 0.
 

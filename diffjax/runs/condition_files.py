@@ -1,14 +1,16 @@
-"""Conditions in files: texts, one for each sample, or arrays."""
+"""Conditions in files: texts, one for each sample, arrays, or what text encoders returned."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Several, TokenStates
 from diffjax.data.archives import read_npz
 from diffjax.errors import UserError
+from diffjax.pretrained.files import read_state_dict
 
 
 def read(condition: Condition, given: Sequence[str]) -> Any:
@@ -55,6 +57,40 @@ def texts_in(path: Path) -> list[str]:
     if not lines:
         raise UserError(f"{path} is empty: it has a text for each sample")
     return lines
+
+
+def read_states(condition: Condition, file: str) -> tuple[Any, Any]:
+    """The condition of token states in a file, and the negative condition, or None without.
+
+    Its tensors are what `encode_prompt` of a pipeline of diffusers returns, under the names that
+    the pipeline takes them by: `prompt_embeds` `[n, length, width]`, `pooled_prompt_embeds`
+    `[n, width]` where a network has pooled vectors, and `negative_prompt_embeds` and
+    `negative_pooled_prompt_embeds` for guidance.
+
+    Args:
+        condition: token states, or parts of which `text` is that.
+        file: of safetensors or torch.
+
+    Raises:
+        UserError: it can't be read, lacks a tensor, or has states of another shape.
+    """
+    tensors = read_state_dict(file)
+
+    def states(begin: str, kind: Condition) -> Any:
+        names = f"{begin}prompt_embeds", f"{begin}pooled_prompt_embeds"
+        if names[0] not in tensors:
+            return None
+        found = np.asarray(tensors[names[0]], np.float32)
+        pooled = np.asarray(tensors[names[1]], np.float32) if names[1] in tensors else None
+        if pooled is None:
+            pooled = np.zeros((len(found), 0), np.float32)
+        one = TokenStates._make((found, np.ones(found.shape[:2], bool), pooled))
+        return kind.of({"text": one} if isinstance(kind, Several) else one)
+
+    found = states("", condition)
+    if found is None:
+        raise UserError(f"{file} has no prompt_embeds, but {', '.join(tensors) or 'nothing'}")
+    return found, states("negative_", condition.negative)
 
 
 def _arrays(condition: Condition, path: Path) -> Any:

@@ -135,6 +135,8 @@ def measure(
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
     texts = own_prompts(run.config, wanted.prompts)
+    if not texts and _of_test_images(wired):
+        _check_given(wired, dataset)
     numbers = count(1)
 
     def beat() -> None:
@@ -454,6 +456,22 @@ def _given_by(wired: Wired, dataset: DataSet) -> Source:
     """The images whose sources or conditions samples have."""
     from_noise = not wired.objective.traits.starts_at_source
     return dataset.train if from_noise and not len(dataset.test) else dataset.test
+
+
+def _check_given(wired: Wired, dataset: DataSet) -> None:
+    """Refuses images without the conditions that samples would have.
+
+    Raises:
+        UserError: an array of a condition is missing.
+    """
+    given = _given_by(wired, dataset)
+    names = given.gather(np.arange(min(1, len(given))))
+    for name in wired.condition.shapes(1):
+        if len(given) and name not in names:
+            raise UserError(
+                f"{dataset.name} has no {name}, the condition of this model "
+                f"({wired.condition.describe()}): set evaluation.prompts, or --prompts"
+            )
 
 
 def _of_test_images(wired: Wired) -> bool:

@@ -274,10 +274,12 @@ class Model:
         """
         if axes is False:
             return self
-        axes = "both" if axes is True else choose({axes: axes for axes in AXES}, axes, "seamless")
-        find = self.find
+        named = "both" if axes is True else str(axes)
+        choose(AXES, named, "direction of seamless=")
         return replace(
-            self, programs=self.programs.seamless(axes), find=lambda name: find(name).seamless(axes)
+            self,
+            programs=self.programs.seamless(named),
+            find=lambda name: self.find(name).seamless(named),
         )
 
     def weaker(self, recipe: Recipe) -> "Model | None":

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
-from diffjax.runs.initial import Initial, find_initial_weights
+from diffjax.runs.initial import Initial, find_initial_weights, is_run
 from diffjax.runs.parts import Parts
+from diffjax.spec import TARGET
 from diffjax.training.averages import Averages
 from diffjax.training.state import FIRST_AVERAGE, LIVE, is_kept, teacher_name
 
@@ -16,11 +19,17 @@ def teacher_of(parts: Parts) -> str:
     """The name of the run's own weights that the objective learns from; `live` for a frozen one.
 
     Raises:
-        UserError: an average that is not kept, or an objective without a teacher.
+        UserError: an average that is not kept, an objective without a teacher, or one that distils
+            another run and has none.
     """
-    named = parts.config.teacher
+    named, traits = parts.config.teacher, parts.wired.objective.traits
+    if traits.distils and is_kept(named):
+        raise UserError(
+            f"config.teacher={named!r}: this objective distils a trained denoiser: name its run, "
+            "as --config.teacher=runs/digits"
+        )
     name = teacher_name(named, Averages.of(parts.config)) if is_kept(named) else LIVE
-    if named != FIRST_AVERAGE and not parts.wired.objective.traits.has_teacher:
+    if named != FIRST_AVERAGE and not traits.has_teacher:
         raise UserError(
             f"config.teacher={named!r}: this objective learns from no teacher; leave it at "
             f"{FIRST_AVERAGE!r}"
@@ -39,14 +48,42 @@ def find_teacher(parts: Parts) -> Initial | None:
         What reads it; None where the teacher is one of the run's own weights.
 
     Raises:
-        UserError: there is no such run or file, or its parameters are not those of this network.
+        UserError: there is no such run or file, its parameters are not those of this network, or
+            it is distilled and has another path or preconditioning.
     """
     named = parts.config.teacher
     if is_kept(named):
         return None
+    if parts.wired.objective.traits.distils:
+        _check_same_denoiser(named, parts)
     return find_initial_weights(
         named, parts.abstract.weights(LIVE), "config.teacher", parts.denoiser
     )
+
+
+def _check_same_denoiser(named: str, parts: Parts) -> None:
+    """Refuses a run that is a denoiser on another path or with another preconditioning.
+
+    Of a file nothing of the kind is known.
+    """
+    folder = next((each for each in (named, named.rpartition(":")[0]) if is_run(Path(each))), None)
+    if folder is None:
+        return
+    theirs, ours = ConfigDict(read_json(Path(folder) / "config.json")), parts.config
+    for part in ("path", "precond"):
+        if theirs.get(part) != ours[part]:
+            raise UserError(
+                f"config.teacher={named}: its config.{part} is {_short(theirs.get(part))}, this "
+                f"run's {_short(ours[part])}: distil with the same, or train a teacher with these"
+            )
+
+
+def _short(part: Any) -> str:
+    """A part of a config in one line, as `Precond(target=F(sigma_data=0.5), …)`."""
+    if not isinstance(part, ConfigDict):
+        return str(part)
+    fields = ", ".join(f"{name}={_short(x)}" for name, x in part.items() if name != TARGET)
+    return f"{str(part.get(TARGET, '')).rpartition(':')[2]}({fields})"
 
 
 def read_teacher(parts: Parts, workdir: Path) -> Any:

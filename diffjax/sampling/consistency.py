@@ -8,7 +8,14 @@ from diffjax.kinds import Positive, Probability
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Meaning
 from diffjax.sampling import solvers
-from diffjax.sampling.solvers import Denoise, Interval, Solver, no_memory, same_for_equal
+from diffjax.sampling.solvers import (
+    Denoise,
+    Interval,
+    Solver,
+    no_memory,
+    same_for_equal,
+    sigma_ratio,
+)
 from diffjax.shapes import OneNumber, Samples
 
 
@@ -49,10 +56,10 @@ def trajectory_consistency(
     def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
         pair, end = denoise(x, interval.t), interval.end
         beyond = interval.at(_beyond(interval.t_next))
-        ratio = end.a / beyond.a
-        fresh = jnp.sqrt(jnp.maximum(end.s**2 - (ratio * beyond.s) ** 2, 0.0))
+        # Exactly 0 where the jump goes no further than the step.
+        gone = jnp.maximum(1.0 - sigma_ratio(end, beyond) ** 2, 0.0)
         noise = solvers.normal(interval.keys, x.shape[1:])
-        return ratio * beyond.mix(pair) + fresh * noise, memory
+        return end.a / beyond.a * beyond.mix(pair) + end.s * jnp.sqrt(gone) * noise, memory
 
     def _beyond(t: OneNumber) -> OneNumber:
         step = jnp.round(num_train_steps * t) - 1.0

@@ -84,7 +84,7 @@ def invert(
     return noise, x / path.alpha(start)
 
 
-def keep_known(solver: Solver, image: Samples, mask: Array) -> Solver:
+def keep_known(solver: Solver, image: Samples, mask: Array, noise: Samples | None = None) -> Solver:
     """A solver that replaces the known part of an image after each step, with matching noise.
 
         x' ← mask·(a'·image + s'·z) + (1 - mask)·x'
@@ -97,19 +97,24 @@ def keep_known(solver: Solver, image: Samples, mask: Array) -> Solver:
         solver: any.
         image: `[B, …]`, with the known part.
         mask: 1 where it is known, 0 where it is generated; broadcasts against `image`.
+        noise: z, `[B, …]`, the same in each step; None for fresh noise. That which the walk begins
+            with in diffusers: the known part then moves on a straight line to the image.
     """
     mask = jnp.broadcast_to(mask, image.shape)
 
     def step(
         denoise: Denoise, interval: Interval, memory: object, x: Samples
     ) -> tuple[Samples, object]:
-        both = jax.vmap(jax.random.split)(interval.keys)
-        x, memory = solver.step(denoise, replace(interval, keys=both[:, 0]), memory, x)
-        z = solvers.normal(both[:, 1], image.shape[1:])
+        z = noise
+        if z is None:
+            both = jax.vmap(jax.random.split)(interval.keys)
+            interval = replace(interval, keys=both[:, 0])
+            z = solvers.normal(both[:, 1], image.shape[1:])
+        x, memory = solver.step(denoise, interval, memory, x)
         known = interval.end.mix(Pair(image, z))
         return mask * known + (1.0 - mask) * x, memory
 
-    return solver._replace(step=step, fresh_noise=True)
+    return solver._replace(step=step, fresh_noise=solver.fresh_noise or noise is None)
 
 
 def known_cells(wanted: np.ndarray, rows: int, columns: int) -> Float[Array, " rows columns one"]:

@@ -68,7 +68,7 @@ def serialise(
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     cond, call = condition.abstract(b), sampler
     if not isinstance(cond, jax.ShapeDtypeStruct):  # JAX alone knows arrays and dicts of them.
-        cond = condition.arrays(cond)
+        cond = Condition.arrays(condition, cond)
 
         def call(first: Array, arrays: Any, *source: Array) -> Array:
             return sampler(first, condition.of_batch(arrays), *source)

@@ -1,5 +1,6 @@
 """Grids: the times of the steps from noise to data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -143,6 +144,40 @@ class Shifted:
     def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         u = self.grid(path, n)[:-1] / path.t_noise
         return _end_clean(path, path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u))
+
+
+@dataclass(frozen=True)
+class ShiftedBySteps:
+    """Another grid shifted by `exp(μ)`, with μ linear in the number of steps: Flux.2's grid.
+
+        μ(N, n) = m₁₀ + (m₂₀₀ − m₁₀)·(n − 10)/190,    m₁₀ = 8.738e-5·N + 1.898,
+        m₂₀₀ = 1.693e-4·N + 0.457,    and m₂₀₀ for more than 4,300 tokens N
+
+    as its authors fitted to good samples (github.com/black-forest-labs/flux2, `sampling.py`).
+
+    Attributes:
+        num_tokens: N of an image; 4,096 at 1024 pixels.
+        grid: the other grid.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> [round(t, 3) for t in ShiftedBySteps(4096)(Linear(), 4).tolist()]
+        [1.0, 0.967, 0.908, 0.767, 0.0]
+    """
+
+    num_tokens: Positive[int] = 4096
+    grid: Grid = Power()
+
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
+        return Shifted(self.grid, math.exp(self.log_shift(n)))(path, n)
+
+    def log_shift(self, n: int) -> float:
+        """μ of n steps."""
+        many = 0.00016927 * self.num_tokens + 0.45666666
+        if self.num_tokens > 4300:
+            return many
+        few = 8.73809524e-05 * self.num_tokens + 1.89833333
+        return few + (many - few) * (n - 10) / 190
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ class Recipe:
     @property
     def calls(self) -> int:
         """Network evaluations for one prediction."""
-        return 1 if self.guidance_scale == 1.0 else 2
+        return 1 if self.guidance_scale == 1.0 else self.against.calls
 
 
 def starting_noise(keys: Keys, shape: tuple[int, ...]) -> tuple[Samples, Keys]:

@@ -7,6 +7,7 @@ condition = prompts(encoder)                a kind of condition that parses text
 from diffjax.text.combined import AlongFeatures as AlongFeatures
 from diffjax.text.combined import AlongTokens as AlongTokens
 from diffjax.text.combined import PooledFrom as PooledFrom
+from diffjax.text.combined import Zeros as Zeros
 from diffjax.text.encoders import FolderEncoder as FolderEncoder
 from diffjax.text.encoders import TextEncoder as TextEncoder
 from diffjax.text.encoders import read_text_encoder as read_text_encoder

@@ -3,6 +3,7 @@
 SDXL     AlongFeatures((clip_l, clip_bigg), pooled=(1,))
 SD 3     AlongTokens((AlongFeatures((clip_l, clip_bigg), pooled=(0, 1)), t5))
 Flux     PooledFrom(t5, clip_l)
+SD 3 without T5 has `Zeros` in its place.
 """
 
 import hashlib
@@ -130,6 +131,24 @@ class PooledFrom(_Combination):
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         return self.states(texts)._replace(pooled=self.pooled(texts).pooled)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """States of zeros, in the place of an encoder that a model is used without.
+
+    Attributes:
+        sizes: the sizes of what it returns.
+    """
+
+    sizes: Sizes
+
+    def __call__(self, texts: Sequence[str]) -> TokenStates:
+        count, (length, width, pooled_width) = len(texts), self.sizes
+        states = np.zeros((count, length, width), np.float32)
+        return TokenStates._make(
+            (states, np.ones((count, length), bool), np.zeros((count, pooled_width), np.float32))
+        )
 
 
 def _joined(pooled: Sequence[Any], count: int) -> np.ndarray:

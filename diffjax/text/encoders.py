@@ -21,13 +21,14 @@ from diffjax.models.clip_text.published import OPENCLIP, encoders_in
 from diffjax.models.families import Found, find_published, found_in
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
+from diffjax.models.qwen3.network import Qwen3
 from diffjax.models.t5.network import T5Encoder
 from diffjax.pretrained.downloads import sha256_of_file
 from diffjax.pretrained.folders import CONFIG, KINDS, read_weights
 from diffjax.pretrained.lora import read_lora
 from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
-_NETWORKS = (ClipText, T5Encoder, Bert)
+_NETWORKS = (ClipText, T5Encoder, Bert, Qwen3)
 
 
 class Sizes(NamedTuple):
@@ -78,31 +79,35 @@ class TextEncoder:
     | Stable Diffusion 2, one file | OpenCLIP H, 24 layers | -2 | true | true |
     | SDXL, SD 3 | CLIP L and bigG | -2 | false | true |
     | Flux | CLIP L, pooled; T5 XXL, states | -1 | true | true |
+    | Flux.2 Klein | Qwen3 | (9, 18, 27) | false | false |
 
     Attributes:
         tokenizer: for the same vocabulary.
-        network: a `ClipText`, `T5Encoder` or `Bert`.
+        network: a `ClipText`, `T5Encoder`, `Bert` or `Qwen3`.
         params: its parameters.
         layer: whose states are returned: 0 is the embedded tokens, -1 the last layer, -2 the one
-            before it ("clip skip" 2).
+            before it ("clip skip" 2). Of several layers, states are beside each other.
         normed: whether they are after the final norm.
         padding: whether padding counts as tokens, in the encoder and for who attends to the
             states; published models were trained so.
         chunks: the number of parts of `tokenizer.length` tokens in which a text is read. The states
             of all parts follow each other; the pooled vector is that of the first.
+        around: what a text stands between, such as the marks of a chat.
     """
 
     tokenizer: Tokenizer
     network: Any
     params: Any
-    layer: int = -1
+    layer: int | tuple[int, ...] = -1
     normed: bool = True
     padding: bool = False
     chunks: int = 1
+    around: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         depth = self.network.depth
-        if not -depth - 1 <= self.layer <= depth:
+        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
             raise UserError(f"layer={self.layer}: this encoder has layers from 0 to {depth}")
         if self.chunks < 1:
             raise UserError(f"chunks={self.chunks}: a text is read in one part at least")
@@ -133,7 +138,9 @@ class TextEncoder:
             `encoder(["a red apple", ""]).states.shape` is `(2, 77, 768)` for CLIP L.
         """
         distinct = list(dict.fromkeys(texts))
-        ids, mask = self.tokenizer(distinct, self.chunks)
+        before, after = self.around
+        whole = [f"{before}{text}{after}" for text in distinct] if any(self.around) else distinct
+        ids, mask = self.tokenizer(whole, self.chunks)
         count, chunks, length = ids.shape
         states, pooled = self._evaluated(
             ids.reshape(-1, length), None if self.padding else mask.reshape(-1, length)
@@ -167,10 +174,18 @@ class TextEncoder:
 
 
 def _states(
-    network: Any, layer: int, normed: bool, params: Any, ids: jax.Array, mask: jax.Array | None
+    network: Any,
+    layer: int | tuple[int, ...],
+    normed: bool,
+    params: Any,
+    ids: jax.Array,
+    mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     found = network.apply({"params": params}, ids, mask)
-    return (found.normed if normed else found.hidden)[layer], found.pooled
+    each = found.normed if normed else found.hidden
+    if not isinstance(layer, tuple):
+        return each[layer], found.pooled
+    return jnp.concatenate([each[number] for number in layer], axis=-1), found.pooled
 
 
 @functools.cache
@@ -196,6 +211,7 @@ class FolderEncoder:
         normed: whether states are after the final norm.
         padding: whether padding counts as tokens.
         chunks: the number of parts in which a text is read.
+        around: what a text stands between.
         loras: files of LoRA with their weights; what they have for a text encoder of the name of
             the folder, or of `part`, is added.
         part: of a file of a whole model, the name of the text encoder: `text_encoder`, or
@@ -206,10 +222,11 @@ class FolderEncoder:
     tokenizer_folder: str = ""
     length: int | None = None
     dtype: str = "float32"
-    layer: int = -1
+    layer: int | tuple[int, ...] = -1
     normed: bool = True
     padding: bool = False
     chunks: int = 1
+    around: tuple[str, str] = ("", "")
     loras: tuple[tuple[str, float], ...] = ()
     part: str = ""
 
@@ -252,8 +269,9 @@ class FolderEncoder:
                 f"{network.vocabulary}: they are of different models"
             )
         found.family.check(found.state, network, found.source)
-        shapes, how = found.family.shapes(network), (self.normed, self.padding, self.chunks)
-        encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, self.layer, *how)
+        how = self.layer, self.normed, self.padding, self.chunks, self.around
+        shapes = found.family.shapes(network)
+        encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, *how)
         return found, encoder
 
     @property
@@ -283,7 +301,7 @@ class FolderEncoder:
         weights = [file.name for kind in KINDS for file in sorted(place.glob(f"*.{kind}"))]
         files = [(place, name) for name in (CONFIG, *weights)] + [(words, name) for name in FILES]
         loras = [(place_of(file), weight) for file, weight in self.loras]
-        how = self.length, self.layer, self.normed, self.padding, self.chunks
+        how = self.length, self.layer, self.normed, self.padding, self.chunks, self.around
         try:
             hashes = [
                 (name, sha256_of_file(folder / name))
@@ -314,8 +332,8 @@ def read_text_encoder(
         tokenizer: the folder of the tokenizer.
         length: the number of tokens of a text; by default that of the tokenizer.
         dtype: the compute type.
-        **how: `layer`, `normed`, `padding`, `chunks`, `loras` and `part`, as `FolderEncoder` has
-            them.
+        **how: `layer`, `normed`, `padding`, `chunks`, `around`, `loras` and `part`, as
+            `FolderEncoder` has them.
 
     Raises:
         UserError: files are missing, damaged or of another network; a setting is unknown.

@@ -1,12 +1,15 @@
 """Images in further channels, alone and with labels, through both networks."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffjax import choices
-from diffjax.conditions import Classes, Images, Several, TokenStates
+from diffjax.conditions import Classes, Images, MaskedImages, Numbers, Several, TokenStates
 from diffjax.config_files import override
 from diffjax.data import ArraySource, Augment, DataSet, GivenSource, batches, digits
 from diffjax.errors import UserError
@@ -144,3 +147,45 @@ def test_stacked_blocks_attend_to_the_same_tokens():
         lambda params: stacked.apply({"params": stack_blocks(params)}, x, jnp.ones(2), tokens)
     )(params)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_mask_lies_beside_latents_as_networks_for_inpainting_have_it():
+    """The first pixel of each square before them, or all of them, row by row, after them."""
+    latents = np.random.default_rng(0).normal(size=(2, 2, 3, 4)).astype("f")
+    mask = np.arange(8 * 12, dtype="f").reshape(1, 8, 12, 1)
+    one = MaskedImages((2, 3, 5)).joined(latents, mask)
+    np.testing.assert_array_equal(one[..., 1:], latents)
+    np.testing.assert_array_equal(one[1, ..., 0], [[0, 4, 8], [48, 52, 56]])
+    packed = MaskedImages((2, 3, 20), packed=True).joined(latents, mask)
+    np.testing.assert_array_equal(packed[..., :4], latents)
+    rows = np.array([[48, 49, 50, 51], [60, 61, 62, 63], [72, 73, 74, 75], [84, 85, 86, 87]])
+    np.testing.assert_array_equal(packed[0, 1, 0, 4:], rows.ravel())
+    for kind, given, said in (
+        (MaskedImages((2, 3, 6)), mask, "takes a mask and latents of (2, 3, 6)"),
+        (MaskedImages((2, 3, 5)), mask[:, :7], "7x12 pixels does not divide into latents of 2x3"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            kind.joined(latents, given)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_with_transparent_parts_is_refused_and_an_opaque_one_is_not(channels, tmp_path):
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "opaque.png")
+    kind = Images((8, 8, channels))
+    np.testing.assert_array_equal(kind.parse([tmp_path / "opaque.png"]), 1.0)
+    pixels[2, 3, 3] = 254
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    with pytest.raises(UserError, match=r"clear.png has transparent parts \(an alpha channel\)"):
+        kind.parse([tmp_path / "clear.png"])
+
+
+def test_numbers_may_be_others_in_what_guidance_leads_away_from():
+    score = Numbers(("height", "score"), (64.0, 6.0), negative_values=(("score", 2.5),))
+    kind = Several({"digit": Classes(10), "size": score}, kept=("size",))
+    cond = {"digit": np.array([3, 4]), "size": np.float32([[8, 6], [9, 7]])}
+    expected = [[8, 2.5], [9, 2.5]]
+    np.testing.assert_array_equal(kind.nulled(cond)["size"], expected)
+    negative = kind.replaced(cond, {"digit": np.array([1, 1])})
+    np.testing.assert_array_equal(negative["size"], expected)
+    np.testing.assert_array_equal(negative["digit"], 1)

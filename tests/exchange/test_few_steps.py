@@ -190,7 +190,8 @@ def test_in_bfloat16_kernels_and_text_encoders_take_half_the_memory(base):
     whole, half = (diffjax.from_pretrained(base, dtype=x) for x in ("float32", "bfloat16"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(half.params):
         assert leaf.dtype == (jnp.bfloat16 if path[-1].key == "kernel" else jnp.float32)
-    encoder = half.parts.wired.condition.parts["text"].encoder.encoders[0]
+    condition: Any = half.parts.wired.condition
+    encoder = condition.parts["text"].encoder.encoders[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(encoder.loaded.params)} == {
         jnp.dtype(jnp.bfloat16)
     }
@@ -214,9 +215,13 @@ def test_what_does_not_fit_a_folder_of_few_steps_is_one_line(base, tmp_path):
         ({"network": ""}, "the network '' does not exist"),
         ({"network": tmp_path / "none.safetensors"}, "does not exist: name its path"),
         ({"network": tmp_path / "other.safetensors"}, "other.safetensors"),
-        ({"network": base / "vae"}, "draws no samples"),
+        ({"network": base / "vae"}, "vae has a network of .* draws no samples"),
         ({"scheduler": "trailing"}, "is to be entries of its config"),
         ({"scheduler": {"timestep_spacing": "trail"}}, "did you mean 'trailing'"),
+        (
+            {"scheduler": {"_class_name": "LCMScheduler", "original_inference_steps": 5000}},
+            "from 1 to",
+        ),
         ({"tokenizer_3": base}, "has no place for a component 'tokenizer_3'"),
         ({"tokenizer": base / "unet"}, "has no tokenizer"),
         (["network"], "is to be names and paths"),
@@ -224,6 +229,8 @@ def test_what_does_not_fit_a_folder_of_few_steps_is_one_line(base, tmp_path):
         with pytest.raises(UserError, match=said) as caught:
             diffjax.from_pretrained(base, components=components)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="this network embeds no scale of guidance"):
+        diffjax.from_pretrained(base, embedded_guidance=2.5)
 
 
 def test_names_say_how_a_file_is_sampled():

@@ -11,10 +11,12 @@ from PIL import Image
 import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
+from diffjax.host.run_files import read_json
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Chosen, named_recipe
-from experiments import cli, edit, sample
+from experiments import cli, edit, evaluate, sample
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
+from tests.support.tiny_clip import write_tiny_clip
 from tests.support.vocabularies import PIECES
 
 PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
@@ -105,11 +107,11 @@ def autoencoder_of(diffusers, scale=0.18215, channels=4, **settings):
     )
 
 
-def stable_diffusion(scheduler, entries):
+def stable_diffusion(scheduler, entries, **network):
     _, diffusers, transformers = needed()
     tokenizer = tokenizer_of(transformers)
     return diffusers.StableDiffusionPipeline(
-        unet=unet_of(diffusers, cross_attention_dim=24),
+        unet=unet_of(diffusers, cross_attention_dim=24, **network),
         text_encoder=text_encoder_of(transformers, tokenizer, 24),
         tokenizer=tokenizer,
         vae=autoencoder_of(diffusers),
@@ -120,7 +122,7 @@ def stable_diffusion(scheduler, entries):
     )
 
 
-def sdxl(scheduler, entries):
+def sdxl(scheduler, entries, **network):
     _, diffusers, transformers = needed()
     first, second = tokenizer_of(transformers), tokenizer_of(transformers, padding="!")
     unet = unet_of(
@@ -131,6 +133,7 @@ def sdxl(scheduler, entries):
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
+        **network,
     )
     return diffusers.StableDiffusionXLPipeline(
         unet=unet,
@@ -193,21 +196,21 @@ def stable_diffusion_3(scheduler, entries):
     )
 
 
-def flux(scheduler, entries):
+def flux(scheduler, entries, **network):
     """Dev with a dynamic shift, and else Schnell."""
     _, diffusers, transformers = needed()
     first, (second, t5) = tokenizer_of(transformers), t5_of(transformers)
-    network = diffusers.FluxTransformer2DModel(
+    sizes = {
         **HEADS,
-        num_single_layers=2,
-        in_channels=64,
-        joint_attention_dim=24,
-        pooled_projection_dim=24,
-        guidance_embeds=bool(entries.get("use_dynamic_shifting")),
-        axes_dims_rope=(2, 4, 6),
-    )
+        "num_single_layers": 2,
+        "in_channels": 64,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 24,
+        "guidance_embeds": bool(entries.get("use_dynamic_shifting")),
+        "axes_dims_rope": (2, 4, 6),
+    }
     return diffusers.FluxPipeline(
-        transformer=redrawn(network, 2),
+        transformer=redrawn(diffusers.FluxTransformer2DModel(**sizes | network), 2),
         text_encoder=text_encoder_of(transformers, first, 24),
         text_encoder_2=t5,
         tokenizer=first,
@@ -404,13 +407,27 @@ def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
     flags = [f"--pretrained={folder}", "--image_size=64,96", "--num_steps=2", f"--out={out}"]
     flags += [f"--input={photo}", f"--prompts={PROMPT}", "--guidance_scale=3"]
     flags += ["--against=prompt:blurry"]
-    for more in (["--strength=0.5"], ["--task=inpaint", "--method=replace", f"--mask={mask}"]):
+    small, clear, black = (tmp_path / f"{name}.png" for name in ("small", "clear", "black"))
+    Image.fromarray(pixels[:32, :48]).save(small)
+    Image.fromarray(np.pad(pixels, ((0, 0), (0, 0), (0, 1)))).save(clear)
+    Image.fromarray(0 * white).save(black)
+    for more in (
+        ["--strength=0.5"],
+        ["--task=inpaint", f"--mask={mask}"],
+        ["--task=outpaint", f"--input={small}"],
+    ):
         assert run(edit, *flags, *more) == 0
         with Image.open(out) as file:
             assert file.size == (96, 64)
     for more, said in (
         ([f"--mask={mask}"], "goes with --task=inpaint, not vary"),
         (["--input=phot.png"], "there is no image file phot.png"),
+        ([f"--input={clear}"], "clear.png has transparent parts (an alpha channel)"),
+        (["--task=inpaint", f"--mask={black}"], "black.png is black all over"),
+        (["--task=inpaint", f"--mask={small}"], "small.png has 32x48 pixels, and 64x96 are needed"),
+        (["--task=inpaint", "--method=fixd_noise"], "did you mean 'fixed_noise'"),
+        (["--task=outpaint", "--image_size=32,48"], "outpainting makes a border around images"),
+        (["--task=upscale"], "observes pixels"),
         (["--image_size=64"], "photo.png has 64x96 pixels, and 64x64 are needed"),
         (["--image_size=64,x"], "--image_size=64,x is to be height,width in pixels"),
         (["--input="], "--input is missing"),
@@ -497,3 +514,30 @@ def test_prompts_on_the_command_line(folder, tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parity
+@pytest.mark.thorough
+def test_pictures_of_prompts_are_compared_with_pictures_and_texts_twice(folder, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        image = Image.fromarray(rng.integers(0, 256, (80, 70, 3), dtype=np.uint8))
+        image.save(tmp_path / "pictures" / f"{i}.png")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red apple\nthe moon\n")
+    results, clip = tmp_path / "results", write_tiny_clip(tmp_path / "clip")
+    flags = [f"--pretrained={folder}", f"--workdir={results}", "--num_samples=4"]
+    flags += [f"--data_path={tmp_path / 'pictures'}", "--solvers=ddim", "--num_steps=2"]
+    assert run(evaluate, *flags) == 2
+    assert "pictures has no text_states, the condition of this model" in capsys.readouterr().err
+    flags += [f"--prompts=@{prompts}", "--extractor=pixels,clip_folder"]
+    flags += [f"--extractor_weights=,{clip}"]
+    found = []
+    for _ in range(2):  # into the folder that the first time has made
+        assert run(evaluate, *flags) == 0
+        found.append(read_json(results / "evaluation.json") or {})
+    assert found[0]["clip_score"] == found[1]["clip_score"]
+    assert found[0]["clip_score"]["provenance"]["num_texts"] == 2
+    assert found[0]["frechet_distance"]["provenance"]["codec"] == "none"  # of the real pictures
+    assert found[0]["retrieval_accuracy"]["value"] in (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -72,9 +72,10 @@ def test_variations_start_at_the_noise_of_the_objective(interpolant):
 def test_putting_fresh_noise_on_what_is_known_is_refused_as_a_solver_that_adds_it(
     interpolant, method
 ):
-    args = SimpleNamespace(method=method, jump=2, times=2)
+    args = SimpleNamespace(method=method, strength=None, jump=2, times=2)
+    edited = edit_of(interpolant, 2)._replace(anew=np.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="a solver that adds fresh noise does not suit it"):
-        edit.inpaint(args, edit_of(interpolant, 2))
+        edit.complete(args, edited)
 
 
 def test_and_so_it_is_step_by_step(interpolant):
@@ -82,3 +83,15 @@ def test_and_so_it_is_step_by_step(interpolant):
     around = Partial(keep_known, image=edited.images, mask=jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(UserError, match="a solver that adds fresh noise does not suit it"):
         next(edited.model.steps(edited.recipe, edited.request, around))
+
+
+def test_known_pixels_with_the_noise_of_the_start_move_on_a_straight_line(interpolant):
+    """Fixed noise makes no solver stochastic; what is known ends as it was."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, *SHAPE)), jnp.float32)
+    anew = np.zeros((1, *SHAPE))
+    anew[:, 5:] = 1
+    args = SimpleNamespace(method="fixed_noise", strength=None)
+    seen, made = edit.complete(args, edit_of(interpolant, 3, images)._replace(anew=anew))
+    np.testing.assert_array_equal(made[:, :5], images[:, :5])
+    np.testing.assert_array_equal(seen[:, 5:], 0.0)
+    assert float(jnp.abs(made[:, 5:] - images[:, 5:]).min()) > 0

@@ -22,7 +22,7 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT", "SD3", "Flux.1", "Flux.2"]
+_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT", "SD3", "Flux.1", "Flux.2", "unCLIP prior"]
 _U_NETS = [
     "ADM",
     "ADM upsampler",
@@ -32,8 +32,8 @@ _U_NETS = [
     "Stable Diffusion",
     "Kandinsky 2",
 ]
-LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "RAE", *_TRANSFORMERS]
-MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS"]
+LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "M-CLIP", "RAE", *_TRANSFORMERS]
+MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS", "M-CLIP"]
 """Of another's network, or of one size, which is large."""
 _U_NET = {
     "image_shape": (8, 12, 3),
@@ -43,6 +43,7 @@ _U_NET = {
     "attention_resolutions": (4,),
     "head_channels": 4,
 }
+_BERT = {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9}
 _FLUX = {
     "hidden_size": 16,
     "depth": 2,
@@ -90,7 +91,7 @@ SMALL = {
         name: {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "vocabulary": 9}
         for name in ("CLIP text", "CLIP text of OpenCLIP")
     },
-    "BERT": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
+    **dict.fromkeys(("BERT", "M-CLIP"), _BERT),
     "T5 encoder": {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 12, "vocabulary": 9},
     "CLIP text of transformers 5": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
     **{

@@ -10,6 +10,7 @@ import pytest
 from diffjax.conditions import Tokens, TokenStates
 from diffjax.errors import UserError
 from diffjax.models import families
+from diffjax.models.bert.published import MCLIP
 from diffjax.models.kandinsky.published import FAMILY as DECODER
 from diffjax.models.unclip.network import UnclipPrior
 from diffjax.models.unclip.published import FAMILY as PRIOR
@@ -203,3 +204,30 @@ def test_a_prior_refuses_what_is_no_text():
     for cond in (None, Tokens(5, 6, 6).example(2)):
         with pytest.raises(UserError, match="takes the states of a text of 7 tokens"):
             jax.eval_shape(network.init, jax.random.key(0), x, t, cond)
+
+
+@pytest.mark.parity
+def test_states_of_the_multilingual_encoder_are_those_of_diffusers(tmp_path):
+    """Positions of RoBERTa: they count from 2, and padding has position 1."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig
+    from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP as Peer
+
+    sizes = {"width": 24, "depth": 2, "num_heads": 4, "vocabulary": 40, "length": 12}
+    ours = MCLIP.network(**sizes, mlp_width=36, num_features=10)
+    params = drawn(MCLIP, ours)
+    entries = MCLIP.config.entries(ours)
+    folders.write_folder(tmp_path, MCLIP.to_theirs(params, ours), entries, name="model")
+    assert families.find_published(tmp_path).network == ours
+    peer = Peer(MCLIPConfig(**entries)).eval()
+    state = {name: torch.tensor(x) for name, x in MCLIP.to_theirs(params, ours).items()}
+    missing = peer.load_state_dict(state, strict=False)
+    assert all("pooler" in name for name in missing.missing_keys)
+    ids = np.array([[0, 7, 9, 2, 1, 1], [0, 2, 1, 1, 1, 1], [0, 5, 5, 30, 39, 2]])
+    mask = ids != 1
+    found = jax.jit(ours.apply)({"params": params}, ids.astype(np.int32), mask)
+    with torch.no_grad():
+        pooled, states = peer(torch.tensor(ids), torch.tensor(mask.astype(np.int64)))
+    assert error(found.hidden[-1], states.numpy()) < 1e-5
+    assert error(found.pooled, pooled.numpy()) < 1e-5

@@ -9,6 +9,15 @@ from diffjax.process.precond import Meaning
 from diffjax.sampling import solvers
 from diffjax.spec import build
 
+OF_TWO_TIMES = {
+    "mean_flow",
+    "improved_mean_flow",
+    "alpha_flow",
+    "shortcut",
+    "flow_map",
+    "flow_map_eulerian",
+    "flow_map_progressive",
+}
 JOINED = [*choices.WRAPPERS, "adaptive+uncertainty", "none", "none+uncertainty"]
 
 
@@ -20,7 +29,7 @@ def test_the_default_solver_asks_what_the_network_was_trained_on():
             config = digits.get_config(f"loss={loss},wrappers={wrappers}")
         except UserError:
             continue  # wrappers that can't be joined
-        solver, about_two = build(config.sampling).solver, loss == "mean_flow"
+        solver, about_two = build(config.sampling).solver, loss in OF_TWO_TIMES
         assert (solver.needs is Meaning.AVERAGE_VELOCITY) == about_two, (loss, wrappers)
         assert ("flow_map" in config.evaluation.solvers) == about_two, (loss, wrappers)
         found.add((about_two, "+" in wrappers))

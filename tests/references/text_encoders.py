@@ -15,6 +15,7 @@ import numpy as np
 from diffjax.models.bert.published import FAMILY as BERT
 from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
 from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
+from diffjax.models.qwen3.published import FAMILY as QWEN3
 from diffjax.models.t5.published import FAMILY as T5
 from diffjax.pretrained.family import Family
 from tests.references.dit import drawn
@@ -108,7 +109,8 @@ class Case:
             kept = torch.tensor(self.mask)[..., None]
             pooled = (found.last_hidden_state * kept).sum(1) / kept.sum(1)
         named |= {} if pooled is None else {"pooled": pooled}
-        return named | {"last": found.last_hidden_state}
+        last = "last_hidden_state"  # without one, the last of all is after the final norm
+        return named | {"last": found[last] if last in found else found.hidden_states[-1]}
 
 
 CASES = {
@@ -132,6 +134,16 @@ CASES = {
     "bert": Case(
         BERT, "BertModel",
         {**_CLIP, "intermediate_size": 64, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
+        end=5, pad=0,
+    ),
+    # Two heads of queries for one of keys; as a text encoder, it reads from left to right.
+    "qwen3": Case(
+        QWEN3, "Qwen3ForCausalLM",
+        {
+            "vocab_size": 13, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 24,
+            "tie_word_embeddings": True,
+        },
         end=5, pad=0,
     ),
 }  # fmt: skip

@@ -22,7 +22,7 @@ def test_seamless_samples_of_a_network_of_single_pixels_are_the_same(loaded_run)
     np.testing.assert_allclose(
         loaded_run.sample([3, 4], guidance_scale=1.0, seamless="x"), plain, atol=1e-5
     )
-    with pytest.raises(UserError, match="no seamless is called 'z'"):
+    with pytest.raises(UserError, match="no direction of seamless= is called 'z'"):
         loaded_run.sample(1, seamless="z")
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.tree_util import register_dataclass
 
+from configs import digits
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
@@ -102,3 +103,26 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(trained_run, tmp_
 def test_a_teacher_without_a_pupil_is_refused(teacher):
     with pytest.raises(UserError, match="this objective learns from no teacher; leave it at 'ema'"):
         set_up(trained_config(teacher=teacher), (8, 8, 1), Classes(10))
+
+
+def distilling(teacher, arguments="objective=cd", **changes):
+    config = trained_config(num_steps=2, **changes)
+    config.unlock()
+    other = digits.get_config(arguments)
+    config.objective, config.precond, config.path = other.objective, other.precond, other.path
+    config.sampling.solver = other.sampling.solver
+    config.sampling.guidance_scale = 1.0
+    config.evaluation.solvers = ("consistency",)
+    config.teacher = str(teacher)
+    return config.lock()
+
+
+def test_what_distils_a_denoiser_needs_one():
+    with pytest.raises(UserError, match=r"config.teacher='ema': .* name its run, as --config.tea"):
+        set_up(distilling("ema"), (8, 8, 1), Classes(10))
+
+
+def test_a_denoiser_on_another_path_is_refused_with_both(trained_run):
+    message = r"config.path is Linear\(t_min=0.001, t_noise=1.0\), this run's EDM\(.*\): distil "
+    with pytest.raises(UserError, match=message):
+        find_teacher(set_up(distilling(trained_run), (8, 8, 1), Classes(10)).parts)

@@ -11,10 +11,12 @@ from diffjax import choices, lookup
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.models import DiT
-from diffjax.models.layers import attention_layers, attention_off
+from diffjax.models.dit.stages import stack_blocks
+from diffjax.models.layers import attention_layers, attention_off, blocks_off
 from diffjax.oracle import analytic
 from diffjax.process.paths import Coeffs, Cosine, Linear, Pair, coeffs
 from diffjax.sampling import solvers
+from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import (
     ClassifierFree,
     Clipped,
@@ -26,12 +28,14 @@ from diffjax.sampling.guidance import (
     PlusPlus,
     Projected,
     Rescaled,
+    SkipLayers,
     Thresholded,
     ZeroStar,
     classifier_guidance,
     guide,
     mixes,
 )
+from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from experiments import cli, sample, train
@@ -266,6 +270,48 @@ def test_a_classifier_makes_the_conditional_of_the_unconditional_model():
     score = -(x - a * means[labels][:, None]) / (a**2 * variance + s**2)
     np.testing.assert_allclose(found.eps, -s * score, atol=1e-5)
     np.testing.assert_allclose(a * found.x0 + s * found.eps, x, atol=1e-5)
+
+
+def test_skipped_blocks_change_nothing_stacked_or_not():
+    """Without the second of two blocks it is the network of the first alone."""
+    how = {"num_classes": 2, "patch_size": 2, "hidden_size": 16, "num_heads": 2}
+    x, t = np.random.default_rng(0).standard_normal((1, 4, 4, 1), np.float32), np.ones(1, "f")
+    net, rng = DiT(depth=2, **how), np.random.default_rng(1)
+    shapes = jax.eval_shape(net.init, jax.random.key(1), x, t)["params"]
+    params = jax.tree.map(lambda p: 0.2 * rng.standard_normal(p.shape, np.float32), shapes)
+
+    def evaluated(net, params, blocks=None):
+        with blocks_off(blocks or "none"):
+            return jax.jit(lambda x: net.apply({"params": params}, x, t))(x)
+
+    first = {name: x for name, x in params.items() if name != "block_1"}
+    expected = evaluated(DiT(depth=1, **how), first)
+    np.testing.assert_array_equal(evaluated(net, params, "block_[17]"), expected)
+    stacked = evaluated(DiT(depth=2, scan=True, **how), stack_blocks(params), "block_1")
+    np.testing.assert_allclose(stacked, expected, atol=1e-6)
+    assert np.abs(evaluated(net, params) - expected).max() > 1e-3
+
+
+def test_skipped_layers_add_to_guidance_at_some_noise_levels():
+    """`off + 3·(on − off) + 2·(on − skipped)` at log-SNR -4.4 alone, of 2.8, 0 and -4.4."""
+    x, c, on, off = two_predictions()
+    skipped = Pair(0.5 * off.x0, 2.0 * on.eps)
+
+    def predict(x, t, cond):
+        return jax.tree.map(lambda *p: jnp.concatenate(p), on, off)
+
+    models = GuidanceModels(predict, Classes(9), without_blocks=lambda blocks: lambda *_: skipped)
+    against = SkipLayers("block_1", strength=2.0, high=-1.0, against=OtherCondition("7"))
+    guided = guide(models, PATH, scale=3.0, against=against)
+    plain, inside = ClassifierFree()(x, c, on, off, 3.0), np.array([0.0, 0.0, 1.0])
+    factor = 2.0 * inside.reshape(-1, *(1,) * (x.ndim - 1)).astype("f")
+    expected = Pair(
+        plain.x0 + factor * (on.x0 - skipped.x0), plain.eps + factor * (on.eps - skipped.eps)
+    )
+    assert_pairs(guided(x, TIMES, jnp.array([0, 1, 2])), expected)
+    assert Recipe(solvers.ddim(), Power(), 4, guidance_scale=3.0, against=against).nfe == 12
+    assert against.unfit(Classes(9), ["block_1/attention"]) is None
+    assert "there are block_0" in str(against.unfit(Classes(9), ["block_0/attention"]))
 
 
 def test_without_attention_a_token_sees_itself_alone():

@@ -23,6 +23,7 @@ from diffjax.models.dit import DiT
 from diffjax.models.inception.network import InceptionV3
 from diffjax.oracle.analytic import Gaussian
 from diffjax.process.paths import Linear
+from diffjax.process.precond import Meaning
 from diffjax.process.targets import Noise
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -30,6 +31,7 @@ from diffjax.studies.validation import LossByLogSNR
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.step import make_train_step
+from diffjax.wiring import traits_of
 from tests.support.tiny_network import Plain
 from tests.support.tiny_run import tiny_config
 
@@ -46,9 +48,17 @@ def trace(arguments="", **changes):
     """Initialisation and one step: forwards, backwards, the update and the averages."""
     config = tiny_config(arguments, **changes)
     config.unlock()
+    traits = traits_of(config)
     # Networks are seen in test_both_networks_train; this one has no activations, and one time.
-    if not any(other in arguments for other in ("model=", "dispersive", "mean_flow", "repa")):
+    needs_dit = any(other in arguments for other in ("model=", "dispersive", "repa"))
+    if not needs_dit and traits.meaning is not Meaning.AVERAGE_VELOCITY:
         config.model = spec(Plain)
+    if traits.meaning is Meaning.END_OF_FLOW:
+        config.sampling.update(solver=choices.copy(choices.SOLVERS[traits.solver]))
+        config.sampling.guidance_scale = 1.0
+        config.evaluation.solvers = (traits.solver,)
+    if traits.distils:
+        config.teacher = "runs/teacher"
     for wrapper in config.wrappers:
         if "features" in wrapper:
             wrapper.features = (2, 2, 5)
@@ -79,13 +89,14 @@ def test_both_networks_train(model):
 
 
 QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
+OF_V = "continuous_consistency", "continuous_consistency_distillation"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in choices.WRAPPERS),
     "objective=mean_flow,wrappers=uncertainty",
     *(
         # Of noise and score nothing can be decoded where flow matching's path is pure noise.
-        f"{'objective=v,' if axis in ('path', 'target') else ''}{axis}={name}"
+        f"{'objective=v,' if axis in ('path', 'target') or name in OF_V else ''}{axis}={name}"
         for axis, table in choices.AXES.items()
         for name in table
     ),

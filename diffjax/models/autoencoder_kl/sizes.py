@@ -66,6 +66,7 @@ WEIGHTS: Mapping[str, Weights] = {
     ),
     "sd3-vae": Weights("sd3"),
     "flux-vae": Weights("flux"),
+    "flux2-vae": Weights("flux2"),
 }
 """Published files by their own names. The decoders of the two `sd-vae` differ, not the encoders."""
 

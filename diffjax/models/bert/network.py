@@ -24,6 +24,9 @@ class Bert(nn.Module):
     Padding, where `mask` is false, is neither attended to nor pooled. States are normalised in
     each layer, so `normed` is `hidden`. The vector of BERT's own first token is left out.
 
+    In RoBERTa positions count from `first_position`, and padding has the position before it. With
+    `num_features` the mean is projected, as in the multilingual CLIP of Kandinsky 2.1.
+
     Attributes:
         width: the width of a token; 384 in MiniLM, 768 in BERT base.
         depth: the number of blocks; 6 in MiniLM L6, 12 in BERT base.
@@ -33,6 +36,8 @@ class Bert(nn.Module):
         mlp_width: the width between the layers of an MLP; 4 times `width` by default.
         num_segments: the number of embeddings of segments, of which the first one is used; 2.
         epsilon: of the norms; 1e-12.
+        first_position: that of the first token; 0, and 2 in RoBERTa.
+        num_features: the width of the projected mean; 0 for the mean itself.
         dtype: the compute type of the branches; the outputs are float32.
 
     References:
@@ -41,6 +46,9 @@ class Bert(nn.Module):
         Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of
         Pre-Trained Transformers", 2020, arXiv:2002.10957
         Reimers & Gurevych, "Sentence-BERT", 2019, arXiv:1908.10084
+        Conneau et al., "Unsupervised Cross-lingual Representation Learning at Scale", 2019,
+        arXiv:1911.02116
+        Carlsson et al., "Cross-lingual and Multilingual CLIP", LREC 2022
     """
 
     width: int = 384
@@ -51,6 +59,8 @@ class Bert(nn.Module):
     mlp_width: int | None = None
     num_segments: int = 2
     epsilon: float = 1e-12
+    first_position: int = 0
+    num_features: int = 0
     dtype: str = "float32"
 
     @nn.compact
@@ -59,11 +69,16 @@ class Bert(nn.Module):
         mask = jnp.ones(ids.shape, bool) if mask is None else mask
         check_length(tokens, self.length)
         x = nn.Embed(self.vocabulary, self.width, embedding_init=normal(0.02), name="tokens")(ids)
-        positions = self.param("positions", normal(0.02), (self.length, self.width), jnp.float32)
+        shape = (self.length + self.first_position, self.width)
+        positions = self.param("positions", normal(0.02), shape, jnp.float32)
         segments = self.param(
             "segments", normal(0.02), (self.num_segments, self.width), jnp.float32
         )
-        x = x.astype(jnp.float32) + positions[None, :tokens] + segments[None, :1]
+        placed = positions[None, :tokens]
+        if self.first_position:
+            counted = jnp.cumsum(mask, axis=1) * mask
+            placed = positions[counted + self.first_position - 1]
+        x = x.astype(jnp.float32) + placed + segments[None, :1]
         hidden = [_norm(self.epsilon, "norm")(x)]
         for i in range(self.depth):
             block = _Block(
@@ -77,7 +92,25 @@ class Bert(nn.Module):
         kept = mask[..., None].astype(jnp.float32)
         # One token at least, so that a text without any has a vector of zeros.
         pooled = (hidden[-1] * kept).sum(1) / jnp.maximum(kept.sum(1), 1.0)
+        if self.num_features:
+            pooled = nn.Dense(self.num_features, dtype=jnp.float32, name="projection")(pooled)
         return TextStates(tuple(hidden), tuple(hidden), pooled)
+
+
+class MultilingualCLIP(Bert):
+    """The multilingual text encoder of Kandinsky 2.1: an XLM-RoBERTa with a projection.
+
+    Carlsson et al., "Cross-lingual and Multilingual CLIP", LREC 2022.
+    """
+
+    width: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    vocabulary: int = 250_002
+    num_segments: int = 1
+    epsilon: float = 1e-5
+    first_position: int = 2
+    num_features: int = 768
 
 
 class _Block(nn.Module):

@@ -1,4 +1,6 @@
-"""The layout of transformers (`BertModel`), which sentence-transformers has too.
+"""The layouts of transformers (`BertModel`), which sentence-transformers has too, and of M-CLIP.
+
+M-CLIP (`MultilingualCLIP` of Kandinsky 2.1) is an XLM-RoBERTa, `transformer`, with a projection.
 
 Weights of queries, keys and values are three matrices, and one here. The layer of BERT's own pooled
 vector, `pooler`, is left out.
@@ -10,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.bert.network import Bert
-from diffjax.models.bert.sizes import SIZES
+from diffjax.models.bert.network import Bert, MultilingualCLIP
+from diffjax.models.bert.sizes import MCLIP_SIZES, SIZES
 from diffjax.pretrained.family import Config, Family
-from diffjax.pretrained.tables import Row, count, layer, norm
+from diffjax.pretrained.tables import Row, count, layer, norm, within
 from diffjax.pretrained.transforms import dense, merge
 
 _EMBEDDINGS = "embeddings"
@@ -85,6 +87,42 @@ def _config(network: Bert) -> dict[str, Any]:
     }
 
 
+_PART = "transformer"
+_MCLIP_TABLE = (*within(TABLE, _PART), *layer("LinearTransformation", "projection"))
+_ROBERTA = 2
+"""The position of a first token: after that of padding, which has its id, 1."""
+
+
+def _recognise_mclip(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    inner = {name.removeprefix(f"{_PART}."): x for name, x in shapes.items() if _PART in name}
+    found = _recognise(inner)
+    features = shapes["LinearTransformation.weight"][0]
+    return {**found, "length": found["length"] - _ROBERTA, "num_features": features}
+
+
+def _settings_of_mclip(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("pad_token_id", 1) != _ROBERTA - 1:
+        raise ValueError(f"its pad_token_id is {config['pad_token_id']}, and 1 is known")
+    found = _settings(config)
+    features = int(config.get("numDims", 768))
+    return {**found, "length": found["length"] - _ROBERTA, "num_features": features}
+
+
+def _config_of_mclip(network: Bert) -> dict[str, Any]:
+    return {
+        **_config(network),
+        "architectures": ["MultilingualCLIP"],
+        "max_position_embeddings": network.length + network.first_position,
+        "numDims": network.num_features,
+        "transformerDimensions": network.width,
+        "transformerDimSize": network.width,
+        "imageDimSize": network.num_features,
+        "pad_token_id": _ROBERTA - 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+
+
 _FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 FAMILY = Family(
@@ -96,4 +134,20 @@ FAMILY = Family(
     _inputs,
     unused=("pooler.*", f"{_EMBEDDINGS}.position_ids"),
     config=Config("", _FIXED, _settings, _config, weights="model"),
+)
+MCLIP = Family(
+    "M-CLIP",
+    MultilingualCLIP,
+    MCLIP_SIZES,
+    lambda _: _MCLIP_TABLE,
+    _recognise_mclip,
+    _inputs,
+    unused=(f"{_PART}.pooler.*", f"{_PART}.{_EMBEDDINGS}.position_ids"),
+    config=Config(
+        "",
+        {**_FIXED, "model_type": "M-CLIP"},
+        _settings_of_mclip,
+        _config_of_mclip,
+        weights="model",
+    ),
 )

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from diffjax.conditions import Images, Several, Tokens
+from diffjax.conditions import Images, MaskedImages, Several, Tokens
 from diffjax.models.dit.tables import blocks
 from diffjax.models.flux.network import Flux
 from diffjax.models.flux.sizes import SIZES
@@ -56,7 +56,8 @@ def flux(
     """A Flux with square latents of this side, 128 for images of 1024 pixels."""
     condition: Any = Tokens(length, context_width, pooled_width)
     if beside_channels:
-        images = Images((side, side, beside_channels))
+        shape = side, side, beside_channels
+        images = MaskedImages(shape, packed=True) if beside_channels > channels else Images(shape)
         condition = Several({"text": condition, "image": images}, kept=("image",), main="text")
     return Denoiser(Flux(**settings), (side, side, channels), condition)
 

@@ -147,6 +147,7 @@ def _published(denoiser: Denoiser) -> Published:
         grid="shifted",
         num_steps=4 if distilled else 50,
         guidance_scale=1.0,
+        codec="flux2-vae",
         condition_dropout=0.0,
     )
 

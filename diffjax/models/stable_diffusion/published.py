@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diffjax.conditions import Classes, Condition, Images, Numbers, Several, Tokens
+from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers, Several, Tokens
 from diffjax.errors import UserError
 from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
@@ -32,7 +32,8 @@ SIZE_NUMBERS = {
 }
 """The numbers that SDXL knows an image by, and their usual values at its size."""
 SCORE_NUMBERS = {**dict(list(SIZE_NUMBERS.items())[:4]), "aesthetic_score": 6.0}
-"""Those of SDXL's refiner. Its negative prompts have a score of 2.5 in diffusers."""
+"""Those of SDXL's refiner, which leads away from pictures of a lower score."""
+_LOW_SCORE = (("aesthetic_score", 2.5),)
 
 _pixelwise = then(squeeze(2, 3), dense)
 """A dense layer of each pixel, `[out, in, 1, 1]` there."""
@@ -178,7 +179,7 @@ def stable_diffusion(
     num_classes: int = 0,
     number_width: int = 256,
     guidance_width: int = 0,
-    embedded_guidance: float = 8.0,
+    embedded_guidance: float | None = None,
     **settings: Any,
 ) -> Denoiser:
     """A U-Net of Stable Diffusion with the kind of its condition.
@@ -193,13 +194,22 @@ def stable_diffusion(
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
         guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
-        embedded_guidance: that scale, where it is embedded.
+        embedded_guidance: that scale, where it is embedded; 8 by default.
         **settings: of the network.
+
+    Raises:
+        UserError: a scale for a network that embeds none.
     """
     embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
     if guidance_width:
-        guided = {"guidance_width": guidance_width, "embedded_guidance": embedded_guidance}
-        embedding = replace(embedding, **guided)
+        embedding = replace(embedding, guidance_width=guidance_width)
+    if embedded_guidance is not None:
+        if not guidance_width:
+            raise UserError(
+                f"embedded_guidance={embedded_guidance}: this network embeds no scale of guidance, "
+                "take guidance_scale"
+            )
+        embedding = replace(embedding, embedded_guidance=embedded_guidance)
     settings = {"embedding": embedding, **settings}
     network = StableDiffusionUNet(num_classes, **settings)
     pooled = added_features - num_numbers * number_width
@@ -207,7 +217,8 @@ def stable_diffusion(
     if num_numbers:
         parts["size"] = _numbers(num_numbers)
     if given_channels:
-        parts["image"] = Images((*image_shape[:2], given_channels))
+        kind = MaskedImages if given_channels == image_shape[2] + 1 else Images
+        parts["image"] = kind((*image_shape[:2], given_channels))
     if num_classes:
         parts["label"] = Classes(num_classes)
     kept = tuple(name for name in parts if name != "text")
@@ -220,9 +231,9 @@ def with_parts(parts: Mapping[str, Condition], kept: tuple[str, ...]) -> Conditi
 
 
 def _numbers(count: int) -> Numbers:
-    for known in (SIZE_NUMBERS, SCORE_NUMBERS):
+    for known, away in ((SIZE_NUMBERS, ()), (SCORE_NUMBERS, _LOW_SCORE)):
         if len(known) == count:
-            return Numbers(tuple(known), tuple(known.values()))
+            return Numbers(tuple(known), tuple(known.values()), negative_values=away)
     return Numbers(tuple(f"number_{i}" for i in range(count)), (0.0,) * count)
 
 

@@ -10,7 +10,13 @@ from ml_collections import ConfigDict
 from diffjax.loop.compiled_step import train_step_of
 from diffjax.objectives.base import Progress, conditioned_batch
 from diffjax.performance.hlo.counts import Collective
-from diffjax.performance.planning.compiled import Needs, described, set_up_on, state_memory
+from diffjax.performance.planning.compiled import (
+    Needs,
+    bytes_per_device,
+    described,
+    set_up_on,
+    state_memory,
+)
 from diffjax.performance.planning.gpus import absent_mesh
 from diffjax.performance.planning.lower_bounds import minimum_slow_bytes
 from diffjax.performance.planning.topologies import Topology
@@ -24,7 +30,7 @@ def model_of(config: ConfigDict, topology: Topology, program: str = "training") 
         state         exact, from the shardings of parameters, optimizer state and averages
         activations   the residuals that JAX saves for the backward pass before any compiler
                       optimisation, divided by the data-parallel devices (data x fsdp)
-        gradients     as many bytes as the parameters
+        gradients     as many bytes as the parameters that are trained
         FLOPs         counted in the traced program, divided by the number of chips
         traffic       the lower bound for sharded parameters (`minimum_wire_bytes`); traffic of
                       activations is not included
@@ -45,7 +51,7 @@ def model_of(config: ConfigDict, topology: Topology, program: str = "training") 
     about = described(setup, topology, program)
     memory, flops = state_memory(setup, program), about["model_flops"]
     if program == "training":
-        memory["gradients"] = memory["parameters"]
+        memory["gradients"] = bytes_per_device(setup.abstract.params)
         memory["activations"] = activation_bytes(setup)
         flops = _executed(setup) / mesh.size
     traffic = about["minimum_wire_bytes"]

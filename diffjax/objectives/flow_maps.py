@@ -1,0 +1,348 @@
+"""Flow maps: networks of average velocities between two times, learned from themselves."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import register_dataclass
+from jaxtyping import Float
+
+from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, NotNegative, Positive, Probability, Range
+from diffjax.objectives.base import Batch, Progress, Traits
+from diffjax.objectives.denoising import Noised, Noising, pixel_mean
+from diffjax.process.paths import Scalar
+from diffjax.process.precond import Apply, Meaning, interval_inputs
+from diffjax.process.targets import Velocity, encode
+from diffjax.shapes import OneKey, OneNumber, PerSample, Samples
+
+Average = Callable[[Samples, PerSample, PerSample], Samples]
+"""`(x[B, …], t[B], t_to[B]) -> u[B, …]`, the average velocity from `t` to `t_to`."""
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class FlowMap(Noising):
+    """Images at a time t and an earlier time r, for losses of the average velocity u(x_t, t, r).
+
+    Where `r = t` the average velocity is the velocity, and the loss that of flow matching.
+
+    Attributes, beside those of `Noising`, whose target must be the velocity:
+        between: the share of examples with `r < t`.
+    """
+
+    between: Probability[Scalar] = 0.25
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, meaning=Meaning.AVERAGE_VELOCITY, solver="flow_map")
+
+    def intervals(self, key: OneKey, n: int) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
+        """Both times, `[n]` each: the later of two times, and for a share of them the other."""
+        first, second, order, chosen = jax.random.split(key, 4)
+        u = self.uniforms(first, n)
+        # In another order, because the numbers may be sorted.
+        v = jax.random.permutation(order, self.uniforms(second, n))
+        one, other = (self.times.quantile(each, self.path) for each in (u, v))
+        t = jnp.maximum(one, other)
+        between = jax.random.bernoulli(chosen, self.between, (n,))
+        return t, jnp.where(between, jnp.minimum(one, other), t)
+
+    def average(self, apply: Apply, params: Any, noised: Noised) -> Average:
+        """The network's average velocity, in training mode."""
+        precond = self.precond_for(noised.source)
+
+        def average(x: Samples, t: PerSample, t_to: PerSample) -> Samples:
+            inputs = interval_inputs(self.path, precond, x, t, t_to)
+            return apply(params, *inputs, noised.cond, key=noised.key)
+
+        return average
+
+    def check_target(self, loss: str) -> None:
+        """Refuses targets that are no velocity.
+
+        Raises:
+            UserError: the target is another one.
+        """
+        if not isinstance(self.precond.target, Velocity):
+            raise UserError(
+                f"{loss} learns average velocities, not {type(self.precond.target).__name__}: "
+                "take target=velocity"
+            )
+
+
+def span_of(t: PerSample, t_to: PerSample, like: Samples) -> Array:
+    """`t - t_to`, `[B, 1, …]`."""
+    return jnp.reshape(t - t_to, (-1,) + (1,) * (like.ndim - 1))
+
+
+def adaptive(distance: PerSample, power: Scalar, floor: Scalar) -> PerSample:
+    """`distance/(distance + floor)^power`, with a constant denominator."""
+    return distance / jax.lax.stop_gradient(distance + floor) ** power
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Shortcut(FlowMap):
+    """Shortcut models: a step is two steps of half its length, which the network itself takes.
+
+        u(x_t, t, t - 2d) = ½·(u(x_t, t, t - d) + u(x', t - d, t - 2d))
+        x' = x_t - d·u(x_t, t, t - d)
+
+    for `2d` of `1, ½, ¼, …` of the time from 0 to t_noise and times t that are multiples of it, by
+    the weights `config.teacher` (an average); the other examples are flow matching. The halves of
+    the shortest step are taken for instants, where u is the velocity. Frans et al. 2024
+    (arXiv:2410.12557), algorithm 1. (The authors' code also clips x' and the target to ±4.)
+
+    Attributes, beside those of `FlowMap`; `between` is ¼ in the paper:
+        sections: half of the shortest step is one of so many sections of time, a power of 2; 128
+            in the paper.
+    """
+
+    between: Probability[float] = field(default=0.25, metadata={"static": True})
+    sections: AtLeastOne[int] = field(default=128, metadata={"static": True})
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, has_teacher=True)
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Any,
+        teacher_params: Any,
+        key: OneKey,
+        batch: Batch,
+        progress: Progress,
+    ) -> tuple[PerSample, dict[str, Array]]:
+        del progress
+        self.check_target("shortcut")
+        time_key, key = jax.random.split(key)
+        n = len(batch["image"])
+        # The first ones, so that no others pay for the two evaluations of the target.
+        first = math.ceil(self.between * n)
+        t, t_to = self.steps(time_key, n, first)
+        noised = self.noised(t, key, batch)
+        target = encode(noised.k, noised.pair)
+        if first:
+            head = jax.tree.map(lambda x: x[:first], (noised.x_t, noised.cond, noised.source))
+            x, cond, source = head
+            own = self.average(apply, teacher_params, noised._replace(cond=cond, source=source))
+            two = self.two_steps(own, x, t[:first], t_to[:first])
+            target = jnp.concatenate([jax.lax.stop_gradient(two), target[first:]])
+        u = self.average(apply, params, noised)(noised.x_t, t, t_to)
+        squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
+        return pixel_mean(squares), self.metrics(noised)
+
+    def steps(self, key: OneKey, n: int, first: int) -> tuple[PerSample, PerSample]:
+        """Times `[n]`, and the ends of the steps from them; equal but for the first ones."""
+        draw_key, length_key, place_key = jax.random.split(key, 3)
+        t = self.times.quantile(self.uniforms(draw_key, n), self.path)
+        halvings = int(math.log2(self.sections))
+        halved = jax.random.randint(length_key, (first,), 0, max(halvings, 1))
+        length = 0.5 ** halved.astype(t.dtype)
+        places = jnp.floor(jax.random.uniform(place_key, (first,)) / length)
+        begin = self.path.t_noise * (1.0 - places * length)
+        end = self.path.t_noise * (1.0 - (places + 1.0) * length)
+        return jnp.concatenate([begin, t[first:]]), jnp.concatenate([end, t[first:]])
+
+    def two_steps(self, own: Average, x: Samples, t: PerSample, t_to: PerSample) -> Samples:
+        """The mean of the velocities of two half steps, `[B, …]`."""
+        half = 0.5 * (t - t_to)
+        middle = t - half
+        # Half of the shortest step, one section, is taken for an instant.
+        short = half < 1.5 * self.path.t_noise / self.sections
+        one = own(x, t, jnp.where(short, t, middle))
+        there = x - span_of(t, middle, x) * one
+        return 0.5 * (one + own(there, middle, jnp.where(short, middle, t_to)))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class AlphaFlow(FlowMap):
+    """α-Flow: from flow matching to MeanFlow, without a derivative of the network.
+
+        u(x_t, t, r) = α·v + (1 - α)·sg u(x_s, s, r)
+        s = t - α·(t - r),      x_s = x_t - (t - s)·v
+
+    with the velocity v of the example, whose loss is `‖Δ‖²/α·(‖Δ‖²/α² + floor)^-power`.
+    At `α = 1` it is flow matching along the whole interval, at ½ a shortcut, and as α goes to 0 its
+    gradient is MeanFlow's, by a finite difference in place of the JVP. In training
+    `α = sigmoid(steepness·(½ - fraction))`, at least `smallest`.
+
+    Zhang et al. 2025 (arXiv:2510.20771), who take MeanFlow itself under `smallest`.
+
+    Attributes, beside those of `FlowMap`:
+        power: the exponent of the adaptive weight, as in `MeanFlow`.
+        floor: added to the denominator of the adaptive weight.
+        steepness: of the curriculum; 25 in the paper. With 0, α stays ½.
+        smallest: 0.005 in the paper. Rounding is 1e-7/α of the network's outputs in float32, and
+            1e-2/α in bfloat16: there take 0.1 or more.
+    """
+
+    power: NotNegative[Scalar] = 1.0
+    floor: Positive[Scalar] = 0.01
+    steepness: NotNegative[Scalar] = 25.0
+    smallest: Annotated[Scalar, Range("(0, 1]")] = 0.005
+
+    def alpha(self, fraction: OneNumber) -> OneNumber:
+        """α when this fraction of training is done, `[]`."""
+        return jnp.maximum(jax.nn.sigmoid(self.steepness * (0.5 - fraction)), self.smallest)
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Any,
+        teacher_params: Any,
+        key: OneKey,
+        batch: Batch,
+        progress: Progress,
+    ) -> tuple[PerSample, dict[str, Array]]:
+        del teacher_params
+        self.check_target("alpha_flow")
+        time_key, key = jax.random.split(key)
+        t, t_to = self.intervals(time_key, len(batch["image"]))
+        noised = self.noised(t, key, batch)
+        average = self.average(apply, params, noised)
+        velocity = encode(noised.k, noised.pair)
+        alpha = self.alpha(progress.fraction)
+        middle = t - alpha * (t - t_to)
+        there = noised.x_t - span_of(t, middle, velocity) * velocity
+        later = jax.lax.stop_gradient(average(there, middle, t_to))
+        difference = average(noised.x_t, t, t_to) - (alpha * velocity + (1.0 - alpha) * later)
+        squares = self.weight(noised.c, noised.k) * jnp.square(difference / alpha)
+        distance = jnp.sum(squares, axis=tuple(range(1, velocity.ndim)))
+        return alpha * adaptive(distance, self.power, self.floor), self.metrics(noised)
+
+
+class Learned(NamedTuple):
+    """The two sides of a rule: what is trained, and what it should be, without gradient."""
+
+    value: Array
+    target: Array
+
+
+class Rule(Protocol):
+    """An identity of a flow map with itself.
+
+    Attributes:
+        forward_mode: whether it has derivatives of the network.
+    """
+
+    forward_mode: bool
+
+    def __call__(
+        self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
+    ) -> Learned:
+        """Both sides for steps from `x[B, …]` at `t[B]` to `t_to[B]`."""
+        ...
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Lagrangian:
+    """The end of a step moves with the velocity there: `∂X/∂r = v(X, r)` for `X = x - (t - r)·u`.
+
+    The network's velocity is its average over no time. One derivative in r, through which the
+    gradient goes.
+    """
+
+    forward_mode = True
+
+    def __call__(
+        self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
+    ) -> Learned:
+        del key
+        u, change = jax.jvp(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
+        span = span_of(t, t_to, x)
+        end = jax.lax.stop_gradient(x - span * u)
+        return Learned(u - span * change, average(end, t_to, t_to))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Eulerian:
+    """The end of a step stays where it is as its begin moves along the flow: `dX/dt = 0`.
+
+        u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
+
+    MeanFlow's identity with the network's own velocity in the place of the conditional one.
+    """
+
+    forward_mode = True
+
+    def __call__(
+        self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
+    ) -> Learned:
+        del key
+        velocity = jax.lax.stop_gradient(average(x, t, t))
+        tangents = (velocity, jnp.ones_like(t))
+        u, change = jax.jvp(lambda x, t: average(x, t, t_to), (x, t), tangents)
+        return Learned(u, velocity - span_of(t, t_to, x) * change)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Progressive:
+    """A step is two steps, to a random time between and on. No derivative.
+
+    u(x, t, r) = share·u(x, t, s) + (1 - share)·u(X, s, r),     s = t - share·(t - r)
+    """
+
+    forward_mode = False
+
+    def __call__(
+        self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
+    ) -> Learned:
+        share = jax.random.uniform(key, t.shape)
+        middle = t - share * (t - t_to)
+        first = jax.lax.stop_gradient(average(x, t, middle))
+        second = average(x - span_of(t, middle, x) * first, middle, t_to)
+        share = jnp.reshape(share, (-1,) + (1,) * (x.ndim - 1))
+        return Learned(average(x, t, t_to), share * first + (1.0 - share) * second)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class SelfDistilled(FlowMap):
+    """A flow map by self-distillation: flow matching where `r = t`, an identity elsewhere.
+
+        loss = mean |value - sg target|²
+
+    Boffi, Albergo & Vanden-Eijnden 2025 (arXiv:2505.18825), whose Lagrangian rule trains most
+    stably; their two losses are added, and here each example has one of them.
+
+    Attributes, beside those of `FlowMap`:
+        rule: `Lagrangian`, `Eulerian` or `Progressive`.
+    """
+
+    rule: Rule = Lagrangian()
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, forward_mode=self.rule.forward_mode)
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Any,
+        teacher_params: Any,
+        key: OneKey,
+        batch: Batch,
+        progress: Progress,
+    ) -> tuple[PerSample, dict[str, Array]]:
+        del teacher_params, progress
+        self.check_target("flow_map")
+        time_key, rule_key, key = jax.random.split(key, 3)
+        t, t_to = self.intervals(time_key, len(batch["image"]))
+        noised = self.noised(t, key, batch)
+        average = self.average(apply, params, noised)
+        value, target = self.rule(average, noised.x_t, t, t_to, rule_key)
+        same = span_of(t, t_to, value) == 0.0
+        target = jnp.where(same, encode(noised.k, noised.pair), target)
+        squares = jnp.square(value - jax.lax.stop_gradient(target))
+        return pixel_mean(self.weight(noised.c, noised.k) * squares), self.metrics(noised)
