@@ -392,7 +392,7 @@ def wanted_samples(
     Samples that start from noise and are conditioned on classes have the given labels. If they
     start at a source, or a label does not determine their condition, sources and conditions are
     those of as many test images, evenly spaced, each of them at most once. Data without test images
-    have the conditions of training images.
+    have the conditions of the reference images.
 
     Args:
         wired: the model.
@@ -455,7 +455,7 @@ def _check_prompts(wired: Wired, prompts: Sequence[str]) -> None:
 def _given_by(wired: Wired, dataset: DataSet) -> Source:
     """The images whose sources or conditions samples have."""
     from_noise = not wired.objective.traits.starts_at_source
-    return dataset.train if from_noise and not len(dataset.test) else dataset.test
+    return dataset.reference if from_noise and not len(dataset.test) else dataset.test
 
 
 def _check_given(wired: Wired, dataset: DataSet) -> None:
