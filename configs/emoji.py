@@ -50,8 +50,7 @@ def get_config(arguments: str = "") -> ConfigDict:
             schedule=spec(Cosine, final_fraction=0.05),
         ),
     )
-    if config.data.path == LATENTS:
-        config.data.normalisation = "channels"
+    config.data.normalisation = "channels"
     config.num_steps = 10_000
     config.batch_size = 32
     config.ema_decays = (0.998,)

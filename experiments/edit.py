@@ -238,7 +238,8 @@ def _of_files(args: SimpleNamespace, model: Model) -> tuple[np.ndarray, Any, np.
                 "outpaint"
             )
         part: Any = kind.parts[name]
-        given = {name: part.joined(model.encoded(pixels * (1 - anew)), anew)}
+        seen = pixels if part.masks_latents else pixels * (1 - anew)
+        given = {name: part.joined(model.encoded(seen), anew)}
         others = {n: part for n, part in kind.parts.items() if n != name}
         kind = replace(kind, parts=others, kept=tuple(n for n in kind.kept if n != name))
     if args.prompts is not None:

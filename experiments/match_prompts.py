@@ -10,9 +10,10 @@ the same of real pictures, and samples beside the nearest training pictures.
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -26,7 +27,7 @@ from diffjax.host.files import write_json
 from diffjax.host.storage import make_writable
 from diffjax.reports.match_page import write_match_page
 from diffjax.reports.pictures import save_png
-from diffjax.runs.load import load
+from diffjax.runs.load import Run, load
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Chosen, named_recipe
 from experiments import cli
@@ -55,75 +56,110 @@ SEEN, HELD_OUT = "seen", "held out"
 _CAPTION = "caption"
 _OF_ATTRIBUTE = 24  # The most seen prompts that are added for each attribute.
 _SHOWN = 24
+_COPIES = 200  # real pictures whose changed copies are judged
+
+
+class Part(NamedTuple):
+    """A part of the pictures, and the prompts that are taken of it.
+
+    Attributes:
+        images: real pictures, `[N, H, W, C]` in [-1, 1].
+        captions: of each.
+        attributes: of each.
+        rows: of those whose captions are prompts.
+    """
+
+    images: np.ndarray
+    captions: Sequence[str]
+    attributes: Sequence[Mapping[str, str]]
+    rows: np.ndarray
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.captions[row] for row in self.rows.tolist()]
 
 
 def main(args: SimpleNamespace) -> None:
     """Trains the classifiers, draws samples, and writes figures and a page."""
     cli.require(args, "workdir")
     scales = [_scale(text) for text in args.guidance_scales]
-    run = load(
-        args.workdir, weights=args.weights, allowed_packages=("diffjax", *args.allowed_packages)
-    )
-    size = run.parts.codec.image_shape(run.parts.wired.image_shape)[0]
-    dataset = captioned_folder(args.pictures, size)
-    attributes = attributes_in(args.pictures)
+    packages = ("diffjax", *args.allowed_packages)
+    run = load(args.workdir, weights=args.weights, allowed_packages=packages)
     out = Path(args.workdir) / "match"
     make_writable(out)
-    real = {SEEN: all_images(dataset.train)[0], HELD_OUT: all_images(dataset.test)[0]}
-    texts = {SEEN: dataset.train.captions, HELD_OUT: dataset.test.captions}
-    number = len(real[SEEN])
-    values = {SEEN: attributes[:number], HELD_OUT: attributes[number:]}
-    judge = judge_of(real[SEEN], texts[SEEN], values[SEEN])
-    rows = {part: chosen(values[part], args.num_prompts) for part in (SEEN, HELD_OUT)}
+    parts = parts_of(args, run.parts.codec.image_shape(run.parts.wired.image_shape)[0])
+    seen = parts[SEEN]
+    judge = judge_of(seen.images, seen.captions, seen.attributes)
 
-    begun, found, counts, drawn = time.process_time(), [], {}, {}
+    begun, rows, counts, drawn = time.process_time(), [], {}, {}
     for scale in scales:
-        how = Chosen(args.solver, None, args.num_steps, scale)
-        recipe = named_recipe(run, how).recipe
-        for part in (SEEN, HELD_OUT):
-            prompts = [texts[part][row] for row in rows[part]]
-            condition = run.parts.wired.condition.of(prompts)
-            request = Request(condition, args.seed)
-            images = np.concatenate([*run.model().batches(recipe, request, args.batch_size)])
-            some = [values[part][row] for row in rows[part]]
-            shares, numbers = judged(
-                judge, part, features_of(images), prompts, some, args.num_prompts, args.of
-            )
-            counts |= {f"{name}, {part}": n for name, n in numbers.items()}
-            found.append({"guidance_scale": scale, "part": part, "shares": shares})
-            drawn[scale, part] = images
-            print(f"scale {scale:g}, {part}: {_percents(shares)}", flush=True)
-    best = max(scales, key=lambda scale: _caption_share(found, scale))
-    nearest = {}
-    for part in (SEEN, HELD_OUT):
-        images, own = drawn[best, part], real[part][rows[part]]
-        references = features_of(real[SEEN])
-        indices, distances = nearest_neighbours(features_of(images), references, k=2)
-        nearest[part] = float((distances[:, 0] < COPY_RATIO * distances[:, 1]).mean())
-        shown = np.linspace(0, len(images) - 1, min(_SHOWN, len(images))).round().astype(int)
-        beside = [images[shown], real[SEEN][indices[shown, 0]], own[shown]]
-        titles = [texts[part][rows[part][i]] for i in shown]
-        file = out / f"{part.replace(' ', '_')}.png"
-        save_png(file, np.concatenate(beside, 2), columns=3, names=titles)
+        for name, part in parts.items():
+            drawn[scale, name] = images = samples(args, run, part, scale)
+            attributes = [part.attributes[row] for row in part.rows]
+            known = part.prompts[: args.num_prompts] if name == SEEN else []
+            shares, numbers = judged(judge, features_of(images), known, attributes, args.of)
+            counts |= {f"{what}, {name}": n for what, n in numbers.items()}
+            rows.append({"guidance_scale": scale, "part": name, "shares": shares})
+            print(f"scale {scale:g}, {name}: {_percents(shares)}", flush=True)
+    best = max(scales, key=lambda scale: _shares(rows, scale, SEEN)[_CAPTION])
+    copied = {
+        name: shown(out, name, part, drawn[best, name], seen.images) for name, part in parts.items()
+    }
     result: dict[str, Any] = {
-        "rows": found,
+        "rows": rows,
         "counts": counts,
-        "real": real_shares(judge, real, texts, values, args.of),
+        "real": real_shares(judge, parts, args.of),
         "how": {
             "run": args.workdir,
             "step": run.step,
             "weights": args.weights or run.config.weights,
-            "num_steps": named_recipe(run, Chosen(num_steps=args.num_steps)).recipe.num_steps,
+            "solver steps": named_recipe(run, Chosen(num_steps=args.num_steps)).recipe.num_steps,
             "seed": args.seed,
             "of": args.of,
-            "training pictures": number,
+            "training pictures": len(seen.images),
             "scale of the pictures": best,
-            "copies": ", ".join(f"{share:.1%} {part}" for part, share in nearest.items()),
+            "copies": ", ".join(f"{share:.1%} {name}" for name, share in copied.items()),
             "processor seconds of sampling": round(time.process_time() - begun),
         },
     }
     write_json(out / "match.json", result)
     print(f"wrote {write_match_page(out, result)} and {out / 'match.json'}")
+
+
+def parts_of(args: SimpleNamespace, size: int) -> dict[str, Part]:
+    """Training pictures, which a run has seen, and test pictures, which are held out."""
+    dataset, attributes = captioned_folder(args.pictures, size), attributes_in(args.pictures)
+    number = len(dataset.train)
+    each = {
+        SEEN: (dataset.train, attributes[:number]),
+        HELD_OUT: (dataset.test, attributes[number:]),
+    }
+    return {
+        name: Part(all_images(source)[0], source.captions, some, chosen(some, args.num_prompts))
+        for name, (source, some) in each.items()
+    }
+
+
+def samples(args: SimpleNamespace, run: Run, part: Part, scale: float) -> np.ndarray:
+    """A sample for each prompt of a part."""
+    recipe = named_recipe(run, Chosen(args.solver, None, args.num_steps, scale)).recipe
+    request = Request(run.parts.wired.condition.of(part.prompts), args.seed)
+    return np.concatenate([*run.model(args.weights).batches(recipe, request, args.batch_size)])
+
+
+def shown(out: Path, name: str, part: Part, images: np.ndarray, train: np.ndarray) -> float:
+    """Writes samples beside the nearest training picture and the real one.
+
+    Returns:
+        The share of samples that are copies: their nearest training picture is at less than a third
+        of the distance of the next one.
+    """
+    indices, distances = nearest_neighbours(features_of(images), features_of(train), k=2)
+    some = np.linspace(0, len(images) - 1, min(_SHOWN, len(images))).round().astype(int)
+    beside = [images[some], train[indices[some, 0]], part.images[part.rows[some]]]
+    titles = [part.prompts[i] for i in some]
+    save_png(out / f"{name.replace(' ', '_')}.png", np.concatenate(beside, 2), 3, titles)
+    return float((distances[:, 0] < COPY_RATIO * distances[:, 1]).mean())
 
 
 def _scale(text: str) -> float:
@@ -133,7 +169,7 @@ def _scale(text: str) -> float:
         raise UserError(f"--guidance_scales: {text!r} is no number") from None
 
 
-def chosen(attributes: list[dict[str, str]], number: int) -> np.ndarray:
+def chosen(attributes: Sequence[Mapping[str, str]], number: int) -> np.ndarray:
     """Rows of prompts: evenly spaced ones, and then some more with each attribute."""
     rows = list(np.linspace(0, len(attributes) - 1, min(number, len(attributes))).round())
     for name in sorted({name for each in attributes for name in each}):
@@ -145,19 +181,24 @@ def chosen(attributes: list[dict[str, str]], number: int) -> np.ndarray:
 
 def judged(
     judge: Judge,
-    part: str,
     features: np.ndarray,
-    prompts: list[str],
-    attributes: list[dict[str, str]],
-    number: int,
+    captions: Sequence[str],
+    attributes: Sequence[Mapping[str, str]],
     of: int,
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """The shares of samples that are right, by what is judged, and the numbers of these samples."""
+    """The shares of pictures that are right, by what is judged, and the numbers of these pictures.
+
+    Args:
+        judge: the classifiers.
+        features: of the pictures.
+        captions: of the first of them, by which they are judged; none of held-out ones.
+        attributes: of all.
+        of: the number of captions that the right one is among.
+    """
     shares, numbers = {}, {}
-    if part == SEEN:
-        first = slice(min(number, len(features)))
-        shares[_CAPTION] = float(judge.matched(features[first], prompts[first], of).mean())
-        numbers[_CAPTION] = len(prompts[first])
+    if captions:
+        numbers[_CAPTION] = len(captions)
+        shares[_CAPTION] = float(judge.matched(features[: len(captions)], captions, of).mean())
     for name in judge.of_attributes:
         there = [row for row, each in enumerate(attributes) if name in each]
         if there:
@@ -166,24 +207,25 @@ def judged(
     return shares, numbers
 
 
-def real_shares(judge: Judge, real: Any, texts: Any, values: Any, of: int) -> dict[str, float]:
+def real_shares(judge: Judge, parts: Mapping[str, Part], of: int) -> dict[str, float]:
     """The same shares of real pictures: changed copies of seen ones, and those held out."""
-    found = {}
-    some = np.linspace(0, len(real[SEEN]) - 1, min(200, len(real[SEEN]))).round().astype(int)
-    copies = with_copies(real[SEEN][some], 1, seed=1)[len(some) :]
-    captions = [texts[SEEN][row] for row in some]
-    found[f"{_CAPTION}, {SEEN}"] = float(judge.matched(copies, captions, of).mean())
-    features = features_of(real[HELD_OUT])
-    shares, _ = judged(judge, HELD_OUT, features, [], values[HELD_OUT], len(features), of)
-    return found | {f"{name}, {HELD_OUT}": share for name, share in shares.items()}
+    seen, held_out = parts[SEEN], parts[HELD_OUT]
+    number = len(seen.images)
+    some = np.linspace(0, number - 1, min(_COPIES, number)).round().astype(int)
+    copies = with_copies(seen.images[some], 1, seed=1)[len(some) :]
+    captions = [seen.captions[row] for row in some.tolist()]
+    of_seen, _ = judged(judge, copies, captions, [], of)
+    of_others, _ = judged(judge, features_of(held_out.images), [], held_out.attributes, of)
+    named = {f"{name}, {SEEN}": share for name, share in of_seen.items()}
+    return named | {f"{name}, {HELD_OUT}": share for name, share in of_others.items()}
 
 
-def _caption_share(found: list[dict[str, Any]], scale: float) -> float:
-    rows = [row for row in found if row["guidance_scale"] == scale and row["part"] == SEEN]
-    return rows[0]["shares"][_CAPTION]
+def _shares(rows: list[dict[str, Any]], scale: float, part: str) -> dict[str, float]:
+    wanted = scale, part
+    return next(row["shares"] for row in rows if (row["guidance_scale"], row["part"]) == wanted)
 
 
-def _percents(shares: dict[str, float]) -> str:
+def _percents(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 

@@ -48,10 +48,12 @@ class Embeddings(Codec):
         return self._statistics
 
     def latent_shape(self, image_shape: Shape) -> Shape:
+        if tuple(image_shape[:2]) != (1, 1):
+            raise UserError(f"embeddings are images of one pixel, [1, 1, D], not {image_shape}")
         return image_shape
 
     def image_shape(self, latent_shape: Shape) -> Shape:
-        return latent_shape
+        return self.latent_shape(latent_shape)
 
     def encode(self, params: Any, images: Images) -> Latents:
         mean, std = params

@@ -13,6 +13,7 @@ from diffjax.conditions.embeddings import ImageEmbeddings as ImageEmbeddings
 from diffjax.conditions.images import Images as Images
 from diffjax.conditions.low_resolution import Augmented as Augmented
 from diffjax.conditions.low_resolution import LowResolution as LowResolution
+from diffjax.conditions.masked_images import KeptLatents as KeptLatents
 from diffjax.conditions.masked_images import MaskedImages as MaskedImages
 from diffjax.conditions.numbers import Numbers as Numbers
 from diffjax.conditions.several import Several as Several

@@ -31,7 +31,7 @@ class ImageEmbeddings(Tokens):
 
     def of(self, given: Any) -> Any:
         """As `Condition.of`; embeddings `[n, D]` or `[n, 1, 1, D]`, as priors return, are taken."""
-        if self.length > 1 or isinstance(given, tuple) or np.ndim(given) < 2:
+        if self.length > 1 or isinstance(given, list | tuple) or np.ndim(given) < 2:
             return super().of(given)
         found = np.asarray(given, np.float32)
         wide = self.embedding_width

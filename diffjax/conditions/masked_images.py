@@ -1,6 +1,7 @@
 """Images of which a part is to be made anew, as networks for inpainting see them."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,9 @@ class MaskedImages(Images):
 
     packed: bool = False
 
+    masks_latents: ClassVar[bool] = False
+    """Whether latents are those of the whole image, and are 0 where it is made anew."""
+
     def joined(self, latents: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The condition `[n, h, w, C]` of latents `[n, h, w, c]` and masks `[1 or n, H, W, 1]`.
 
@@ -38,7 +42,11 @@ class MaskedImages(Images):
         """
         place = latents.shape[1:3]
         parts = (latents, squares(mask, place)) if self.packed else (nearest(mask, place), latents)
-        parts = [np.broadcast_to(x, (len(latents), *x.shape[1:])) for x in parts]
+        return self._beside_each_other(*parts)
+
+    def _beside_each_other(self, *parts: np.ndarray) -> np.ndarray:
+        count = max(map(len, parts))
+        parts = tuple(np.broadcast_to(x, (count, *x.shape[1:])) for x in parts)
         found = np.concatenate(parts, axis=-1).astype(np.float32)
         if found.shape[1:] != self.shape:
             raise UserError(
@@ -46,6 +54,33 @@ class MaskedImages(Images):
                 f"these have {found.shape[1:]}"
             )
         return found
+
+
+@dataclass(frozen=True)
+class KeptLatents(MaskedImages):
+    """The latents of the part of an image that is kept, and a mask that is 1 there.
+
+    Latents are those of the whole image, and 0 where it is made anew, which reaches one latent
+    pixel beyond the mask on each side. So Kandinsky 2's networks for inpainting see them.
+
+    Example:
+        >>> kind = KeptLatents((1, 4, 2))
+        >>> mask = np.zeros((1, 8, 32, 1))
+        >>> mask[:, :, 24:] = 1
+        >>> kind.joined(np.full((1, 1, 4, 1), 0.5), mask)[0, 0].tolist()
+        [[0.5, 1.0], [0.5, 1.0], [0.0, 0.0], [0.0, 0.0]]
+    """
+
+    masks_latents: ClassVar[bool] = True
+
+    def joined(self, latents: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """As `MaskedImages.joined`."""
+        anew = nearest(mask, latents.shape[1:3])
+        height, width = anew.shape[1:3]
+        wide = np.pad(anew, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        near = [wide[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        kept = 1.0 - np.max(near, axis=0)
+        return self._beside_each_other(kept * latents, kept)
 
 
 def nearest(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

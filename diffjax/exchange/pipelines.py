@@ -214,7 +214,8 @@ def prompts_of(
             f"{', '.join(_CLASSES)} are): pass texts=False, and states in the place of texts"
         )
     if kind == _CHATS:
-        depth = int(read_object(part_of(pipeline, names[0]) / CONFIG)["num_hidden_layers"])
+        folder = part_of(pipeline, names[0], components)
+        depth = int(read_object(folder / CONFIG)["num_hidden_layers"])
         layers = tuple(depth * quarter // 4 for quarter in (1, 2, 3))
         how = {"layer": layers, "normed": False, "padding": False, "around": _ASKED}
         encoder = read(names[0], length=tokens.length, **how)

@@ -683,7 +683,7 @@ def _codec(
         raise UserError(
             f"codec={given!r} is empty: leave it out, or name a codec, a file or folder"
         )
-    size = choices.CODECS[published.codec].size if published.codec else "sd-vae"
+    size = choices.CODECS[published.codec].get("size", "sd-vae") if published.codec else "sd-vae"
     for place in (Path(given), path.parent / given):
         if place.exists():
             return codec_at(place, size)

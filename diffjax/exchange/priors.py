@@ -59,6 +59,10 @@ class ImagePrior:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.run, Run):
+            raise UserError(
+                f"ImagePrior({str(self.run)!r}): pass the run, diffjax.from_pretrained(FOLDER)"
+            )
         network = self.run.parts.denoiser.network
         if not isinstance(network, UnclipPrior):
             raise UserError(f"{self.run.workdir} is no prior, but a {type(network).__name__}")

@@ -58,7 +58,7 @@ def test_folders_that_have_none(run):
         nowhere.latent_shape((8, 8, 3))
     with pytest.raises(UserError, match="needs the folder of an autoencoder: set path to a run of"):
         _ = lookup.codec_called("autoencoder").params
-    (run / "vae" / "config.json").write_text('{"_class_name": "VQModel"}')
+    (run / "vae" / "config.json").write_text('{"_class_name": "ConsistencyDecoderVAE"}')
     with pytest.raises(UserError, match="is no autoencoder here: known: AutoencoderKL"):
         AutoencoderFolder(str(run)).latent_shape((8, 8, 3))
     (run / "vae" / "diffusion_pytorch_model.safetensors").unlink()

@@ -20,8 +20,9 @@ from diffjax.runs.checks import check_pairs
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherCondition
-from diffjax.spec import build, spec
+from diffjax.spec import TARGET, build, spec
 from diffjax.training.sharding import make_mesh
+from tests.runs.test_frozen_teacher import Follow
 from tests.support.phrases import DEVIATION, Phrases, mean_of, phrases
 from tests.support.tiny_run import loaded, of_noise, on_one_device, tiny_config
 
@@ -157,8 +158,11 @@ def test_a_run_of_phrases_begins_with_another_learns_from_it_averages_and_goes_o
     sampled = loaded(first).sample(["dark"], weights=made.name, num_steps=2)
     assert np.isfinite(sampled).all()
     another = {"teacher": f"{first}:ema-0.97", "init_from": str(first), "batch_size": 16}
-    loop.train(config_of(2, **another), second)
-    loop.train(config_of(3, **another), second, extend="continue")
+    for num_steps, extend in ((2, False), (3, "continue")):
+        config = config_of(num_steps, **another).unlock()
+        parts = {name: part for name, part in config.objective.items() if name != TARGET}
+        config.objective = spec(Follow, **parts)
+        loop.train(config.lock(), second, extend=extend)
     assert loaded(second).step == 3
 
 

@@ -134,6 +134,7 @@ INPAINT = {
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("name", IMG2IMG)
 def test_image_to_image_is_that_of_diffusers(name, tmp_path, monkeypatch):
     make, scheduler, entries = MAKERS[name]
@@ -145,6 +146,7 @@ def test_image_to_image_is_that_of_diffusers(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("name", INPAINT)
 def test_inpainting_by_an_ordinary_network_is_that_of_diffusers(name, tmp_path, monkeypatch):
     """What is known has the same noise in each step."""
@@ -159,7 +161,9 @@ def test_inpainting_by_an_ordinary_network_is_that_of_diffusers(name, tmp_path, 
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["SD", "SDXL"])
+@pytest.mark.parametrize(
+    "name", ["SD", pytest.param("SDXL", marks=pytest.mark.thorough(tenth=False))]
+)
 def test_inpainting_by_its_own_network_is_that_of_diffusers(name, tmp_path, monkeypatch):
     """Nine channels: latents, mask, and latents of the image without its part."""
     make, scheduler, entries = MAKERS[name]
@@ -171,6 +175,7 @@ def test_inpainting_by_its_own_network_is_that_of_diffusers(name, tmp_path, monk
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 def test_flux_fill_is_that_of_diffusers(tmp_path, monkeypatch):
     """384 channels of patches: latents, those of the masked image, and its mask of 8x8 pixels."""
     flux(FLOW, DYNAMIC, in_channels=384, out_channels=64).save_pretrained(tmp_path / "pipe")
@@ -208,6 +213,7 @@ def refiner():
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("negative", [None, NEGATIVE], ids=["null", "negative"])
 def test_a_picture_by_sdxl_and_its_refiner_is_that_of_diffusers(negative, tmp_path):
     """On one grid: three steps by the one, two by the other, whose negative score is 2.5."""
@@ -254,6 +260,7 @@ def test_two_models_share_a_grid_or_say_which_is_left_without_a_step():
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 def test_guidance_away_from_skipped_layers_is_that_of_diffusers(tmp_path):
     """Stable Diffusion 3.5, in the second and the third of five steps."""
     import torch
@@ -292,6 +299,7 @@ def test_guidance_away_from_skipped_layers_is_that_of_diffusers(tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("negative", [None, NEGATIVE], ids=["null", "negative"])
 def test_stable_diffusion_3_without_t5_is_that_of_diffusers(negative, tmp_path):
     """Its tokens are zeros."""
@@ -320,6 +328,7 @@ def test_stable_diffusion_3_without_t5_is_that_of_diffusers(negative, tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 def test_a_photo_is_inverted_by_a_published_network_the_better_the_more_steps(tmp_path):
     """By DDIM's steps up and down, where predictions are smooth."""
     pipe = stable_diffusion("DDIMScheduler", SD1)

@@ -118,6 +118,7 @@ def check(found, expected):
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("distilled", [True, False], ids=["distilled", "guided"])
 def test_klein_by_its_text_encoder_is_that_of_diffusers(distilled, tmp_path):
     """Three layers of Qwen3 of a chat, and a shift by the numbers of tokens and steps."""

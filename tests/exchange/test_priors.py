@@ -437,11 +437,12 @@ def test_an_inpainted_picture_is_that_of_diffusers(prior, tmp_path, monkeypatch)
     ).images
 
     kept = np.zeros((1, SIDE // 8, SIDE // 8, 1), np.float32)
-    kept[:, :, : SIDE // 16 - 1] = 1  # A cell beside the white part is made anew too there.
+    kept[:, :, : SIDE // 16 - 1] = 1  # A cell beside the white part is made anew too.
     latents = model.model().encoded(photo)
-    condition = model.parts.wired.condition.of(
-        {"text": [PROMPT], "image": np.concatenate([kept * latents, kept], -1)}
-    )
+    kind: Any = model.parts.wired.condition
+    image = kind.parts["image"].joined(latents, white[None, :, :, None])
+    np.testing.assert_array_equal(image, np.concatenate([kept * latents, kept], -1))
+    condition = kind.of({"text": [PROMPT], "image": image})
     start = np.asarray(noise.start).transpose(0, 2, 3, 1)
     recipe = named_recipe(model, Chosen(num_steps=NUM_STEPS, guidance_scale=4.0)).recipe
 

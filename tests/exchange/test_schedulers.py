@@ -276,6 +276,7 @@ def test_the_noise_that_diffusers_leaves_with_an_offset_is_that_of_its_last_vari
     """
     entries = {**KANDINSKY, "steps_offset": 1}
     scheduler, x, last, left = walk_of_diffusers("DDPMScheduler", entries, 10, monkeypatch)
+    assert left is not None
     found = ours({**scheduler.config, "_class_name": "DDPMScheduler"}, 10)
     alpha_bar = np.cumprod(1 - np.linspace(0.00085, 0.012, 1000))[last["t"]]
     share = (1 + variance(last["x"].numpy(), last["t"].numpy(), np)) / 2

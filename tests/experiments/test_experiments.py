@@ -16,6 +16,7 @@ from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
 from diffjax.runs import measure, workdirs
+from diffjax.spec import build
 from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train
 from tests.support.tiny_run import one_device
@@ -220,6 +221,7 @@ SHAPES = {
 
 
 # Configs of one objective, each with a small network that it offers.
+CASCADE = ("digits_small", "digits_upscale")
 MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
 
 
@@ -236,6 +238,16 @@ def fitting(config, *shapes):
 def test_every_config_of_pairs_fits_together(name):
     config = config_files.load(f"{CONFIGS}/{name}.py")
     assert "source" in fitting(config, *SHAPES["digits"]).batch_shapes(2)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", CASCADE)
+def test_every_config_of_a_cascade_fits_together(name):
+    config = config_files.load(f"{CONFIGS}/{name}.py")
+    dataset = build(config.data)
+    fitting(config, dataset.image_shape, dataset.condition)
+    shape = build(config.evaluation.extractor).image_shape
+    assert shape in (None, dataset.picture_shape)
 
 
 @pytest.mark.thorough

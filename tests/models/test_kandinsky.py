@@ -217,6 +217,7 @@ def test_states_of_the_multilingual_encoder_are_those_of_diffusers(tmp_path):
     sizes = {"width": 24, "depth": 2, "num_heads": 4, "vocabulary": 40, "length": 12}
     ours = MCLIP.network(**sizes, mlp_width=36, num_features=10)
     params = drawn(MCLIP, ours)
+    assert MCLIP.config is not None
     entries = MCLIP.config.entries(ours)
     folders.write_folder(tmp_path, MCLIP.to_theirs(params, ours), entries, name="model")
     assert families.find_published(tmp_path).network == ours

@@ -34,9 +34,9 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
         name = "optimizer", to_json(optimizer), num_steps, start
         return _once(name, lambda: _scheduled(optimizer, num_steps, start))
 
-    def step(setup, key, optimizer=None, teacher=None):
-        if teacher is not None:
-            return _compiled(setup, key, optimizer, teacher)
+    def step(setup, key, optimizer=None, teacher=None, buckets=()):
+        if teacher is not None or buckets:
+            return _compiled(setup, key, optimizer, teacher, buckets)
         name = "step", id(setup), id(optimizer)
         # Both are kept with the step, so that no other object gets their numbers.
         return _once(name, lambda: (_compiled(setup, key, optimizer), setup, optimizer))[0]

@@ -7,7 +7,7 @@ blocks, and that attention has layers for the tokens' keys and values, `add_k_pr
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffjax.conditions import Condition, ImageEmbeddings, Images
+from diffjax.conditions import Condition, ImageEmbeddings, Images, KeptLatents
 from diffjax.errors import UserError
 from diffjax.models.kandinsky.network import KandinskyUNet
 from diffjax.models.kandinsky.sizes import SIZES
@@ -98,7 +98,8 @@ def kandinsky(
     text = ImageEmbeddings(length, width, pooled_width, embedding_width=network.image_width)
     parts: dict[str, Condition] = {"text": text}
     if given_channels:
-        parts["image"] = Images((*image_shape[:2], given_channels))
+        kind = KeptLatents if given_channels == image_shape[2] + 1 else Images
+        parts["image"] = kind((*image_shape[:2], given_channels))
     return Denoiser(network, image_shape, with_parts(parts, tuple(parts)[1:]))
 
 
