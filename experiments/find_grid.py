@@ -18,6 +18,7 @@ from absl import flags
 
 import diffjax
 from diffjax import choices
+from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import three_digits as written
 from diffjax.host.files import write_json
@@ -94,7 +95,7 @@ def main(args: SimpleNamespace) -> None:
         "guidance": repr(named.recipe.guidance),
         "against": repr(named.recipe.against),
         "seed": args.seed,
-        "num_samples": len(samples.labels) // 2,
+        "num_samples": len_of(samples.condition) // 2,
         "teacher": args.teacher,
         "num_candidates": args.num_candidates,
     }

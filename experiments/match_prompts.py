@@ -76,7 +76,7 @@ class Part(NamedTuple):
 
     @property
     def prompts(self) -> list[str]:
-        return [self.captions[row] for row in self.rows.tolist()]
+        return [str(self.captions[row]) for row in self.rows.tolist()]
 
 
 def main(args: SimpleNamespace) -> None:
@@ -213,7 +213,7 @@ def real_shares(judge: Judge, parts: Mapping[str, Part], of: int) -> dict[str, f
     number = len(seen.images)
     some = np.linspace(0, number - 1, min(_COPIES, number)).round().astype(int)
     copies = with_copies(seen.images[some], 1, seed=1)[len(some) :]
-    captions = [seen.captions[row] for row in some.tolist()]
+    captions = [str(seen.captions[row]) for row in some.tolist()]
     of_seen, _ = judged(judge, copies, captions, [], of)
     of_others, _ = judged(judge, features_of(held_out.images), [], held_out.attributes, of)
     named = {f"{name}, {SEEN}": share for name, share in of_seen.items()}

@@ -301,8 +301,11 @@ class Consistency(Noising):
     def predict(self, apply: Apply, params: Any, noised: Noised) -> Predict:
         """`(x, t, cond) ->` the pair of the end of the flow, in training mode."""
 
-        def evaluate(params: Any, x: Array, label: Array, cond: Any, **options: Any) -> Array:
-            return apply(params, x, label, cond, key=noised.key, **options)
+        def evaluate(
+            params: Any, x: Array, noise_label: Array, cond: Any, *, key: Array | None = None
+        ) -> Array:
+            del key
+            return apply(params, x, noise_label, cond, key=noised.key)
 
         return denoiser(evaluate, params, self.path, self.precond_for(noised.source))
 

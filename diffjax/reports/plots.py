@@ -233,8 +233,8 @@ def shares_by_guidance(scales: Sequence[float], shares: Mapping[str, Sequence[fl
 
     def draw(axes: Axes) -> None:
         for index, (name, values) in enumerate(shares.items()):
-            style = {"color": _SERIES[index % len(_SERIES)], "marker": _MARKERS[index % 6]}
-            axes.plot(scales, values, markersize=4, label=name, **style)
+            color, marker = _SERIES[index % len(_SERIES)], _MARKERS[index % 6]
+            axes.plot(scales, values, markersize=4, label=name, color=color, marker=marker)
         _dress(axes, "guidance scale", "right", log_y=False)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))

@@ -40,7 +40,8 @@ def bucket_sizes(image_size: int, step: int) -> list[tuple[int, int]]:
     sides = range(step, int(most) + 1, step)
     pairs = [(side, image_size**2 // side // step * step) for side in sides if side >= least]
     pairs = [pair for pair in pairs if least <= pair[1] <= most]
-    return sorted({*pairs, *((width, height) for height, width in pairs)})
+    both = {*pairs, *((width, height) for height, width in pairs)}
+    return sorted((int(height), int(width)) for height, width in both)
 
 
 def bucket_of(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> int:

@@ -98,7 +98,7 @@ def condition_of(denoiser):
 def guidance_of(scale):
     """A scale of guidance as diffusers' pipelines embed it, of 16 features for three examples."""
     import torch
-    from diffusers import StableDiffusionPipeline as Pipe
+    from diffusers import StableDiffusionPipeline as Pipe  # pyright: ignore
 
     return Pipe.get_guidance_scale_embedding(None, torch.full((3,), scale - 1), 16).double()
 

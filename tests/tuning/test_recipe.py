@@ -55,7 +55,8 @@ def test_loss_and_gradient_are_those_of_train_text_to_image(tmp_path, prediction
     states = random.normal(size=(B, LENGTH, WIDTH)).astype(np.float32)
     cond = TokenStates(states, np.ones((B, LENGTH), bool), np.zeros((B, WIDTH), np.float32))
     steps = np.array([999, 0, 321])
-    objective, batch = parts.wired.objective, {"image": latents, "cond": cond}
+    objective: Any = parts.wired.objective
+    batch = {"image": latents, "cond": cond}
     t = jnp.asarray((steps + 1) / 1000, jnp.float32)
 
     def ours(params: Any) -> Any:
