@@ -210,7 +210,9 @@ def picture_of(tab):
 SEE = """() => {
     window.texts = new Set(), window.pictures = new Set();
     const see = () => {
-        window.texts.add(document.querySelector("#status").textContent.trim());
+        // Within the status, beside which Gradio shows its own seconds.
+        const status = document.querySelector("#status p[role=status]");
+        if (status) window.texts.add(status.textContent);
         const picture = document.querySelector("#picture img");
         if (picture) window.pictures.add(picture.src);
     };
