@@ -36,7 +36,7 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("base", None, "RUN, perhaps with settings as in --then", flag_values=FLAGS)
-THEN = "RUN that enlarges, as RUN,level=0.2,solver=heun,num_steps=5; may be repeated"
+THEN = "RUN that enlarges, as RUN,level=0.2,num_steps=5; repeatable"
 flags.DEFINE_multi_string("then", [], THEN, flag_values=FLAGS)
 flags.DEFINE_string("single", None, "RUN of the full size, to compare with", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", 1000, "of each", lower_bound=3, flag_values=FLAGS)

@@ -23,6 +23,7 @@ import errno
 import importlib
 import inspect
 import io
+import itertools
 import logging
 import math
 import os
@@ -341,7 +342,7 @@ def _given(argv: Sequence[str]) -> dict[str, str]:
         {'config.seed': '3', 'config.name': 'x=y'}
     """
     given = {}
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+    for word, after in itertools.pairwise([*argv, ""]):
         name, equals, text = word.lstrip("-").partition("=")
         if word.startswith("-") and name.startswith("config."):
             given[name] = text if equals else after
@@ -411,6 +412,8 @@ def _describe(flag_values: flags.FlagValues) -> str:
         flag = flag_values[name]
         default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
         suffix = "" if default in (None, False, "") else f" (default: {default})"
-        text = f"--{name:<18}  {flag.help}{suffix}"
+        # What absl adds to flags that may be repeated.
+        about = flag.help.partition(";\n    repeat this option")[0]
+        text = f"--{name:<18}  {about}{suffix}"
         lines.append(textwrap.fill(text, 92, initial_indent="  ", subsequent_indent=" " * 24))
     return "\n".join(lines)

@@ -35,7 +35,7 @@ def define(flag_values: flags.FlagValues) -> None:
         ("prior", "folder of a prior, for a decoder of image embeddings as Kandinsky's"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
-    about = "files of LoRA with weights, FILE:0.8,FILE: merged, or beside the weights of a run"
+    about = "files of LoRA, FILE:0.8,FILE: merged, or beside a run's weights"
     flags.DEFINE_list("lora", None, about, flag_values=flag_values)
     flags.DEFINE_list(
         "image_size", None, "height,width in pixels, of a published network of texts",
@@ -44,7 +44,7 @@ def define(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "component",
         [],
-        "in the place of a pipeline's: network:FILE or scheduler:ENTRY=VALUE; may be repeated",
+        "in the place of a pipeline's: network:FILE or scheduler:ENTRY=VALUE; repeatable",
         flag_values=flag_values,
     )
     define_network(flag_values)
@@ -55,7 +55,7 @@ def define_network(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "network",
         [],
-        "setting of a published network, as num_heads=4 or dtype=bfloat16; may be repeated",
+        "setting of a published network, as num_heads=4 or dtype=bfloat16; repeatable",
         flag_values=flag_values,
     )
 

@@ -198,7 +198,7 @@ def test_a_folder_without_a_run(script, tmp_path, capsys):
 def test_help_is_short_and_lists_the_choices(script, capsys):
     assert run(script, "--help") == 0
     text = capsys.readouterr().out
-    of_published_networks = 0 if script is train else 9
+    of_published_networks = 0 if script is train else 14
     assert len(text.splitlines()) < 45 + of_published_networks + len(choices.SOLVERS)
     names = choices.OBJECTIVES if script is train else choices.SOLVERS
     assert all(name in text for name in names)
@@ -260,9 +260,9 @@ def test_every_config_of_mean_flow_fits_together():
 
 
 def test_every_config_is_tested_and_is_one():
-    # tests/autoencoders, tests/performance, tests/text, tests/tuning, tests/runs
+    # tests/autoencoders, tests/performance, tests/text, tests/tuning, tests/runs, tests/data
     others = {"digits_reflow", "digits_translation", "autoencoder", "published", "captions"}
-    others |= {"finetune", "digits_small", "digits_upscale"}
+    others |= {"finetune", "digits_small", "digits_upscale", "emoji"}
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *others, *MEAN_FLOW}
     for path in CONFIGS.glob("*.py"):
         if path.stem != "finetune":  # which begins with a pipeline

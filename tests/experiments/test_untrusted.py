@@ -10,7 +10,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,8 @@ def test_whatever_a_config_may_choose_can_be_saved_and_read():
     rows = [row for table in [*tables, EXTRACTORS] for row in table.values()]
     configs = [row for row in rows if hasattr(row, "to_dict")]
     assert len(configs) > 60
-    configs += [config_files.load(f"configs/{name}.py") for name in cli.config_names()]
+    begun = (name for name in cli.config_names() if name != "finetune")  # which is a pipeline's
+    configs += [config_files.load(f"configs/{name}.py") for name in begun]
     for config in configs:
         assert to_json(from_json(to_json(config))) == to_json(config)
 
@@ -124,7 +125,9 @@ def test_what_a_saved_config_may_name_writes_and_starts_nothing():
 # Code in files.
 
 
-def runs_what_it_reads(source: str, knows_tensors_alone: bool = False) -> None:
+def runs_what_it_reads(
+    source: str, knows_tensors_alone: bool = False, may_import: Set[str] = frozenset()
+) -> None:
     """Fails on a pickle, on eval and its like, and on archives unpacked into folders."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -143,7 +146,7 @@ def runs_what_it_reads(source: str, knows_tensors_alone: bool = False) -> None:
             modules = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
-        found = {module.split(".")[0] for module in modules} & PICKLES
+        found = {module.split(".")[0] for module in modules} & (PICKLES - may_import)
         assert not found or (knows_tensors_alone and isinstance(node, ast.Import))
 
 
@@ -156,9 +159,14 @@ PICKLES = {
 OWN_UNPICKLERS = {"torch_files.py", "persistent_pickles.py", "torch_writer.py"}
 
 
+# Members of archives that are read in memory, and written nowhere by their own names.
+ARCHIVES = {"prepare_emoji.py": frozenset({"tarfile"})}
+
+
 @pytest.mark.parametrize("path", LIBRARY + PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_there_is_no_way_to_run_what_is_read(path):
-    runs_what_it_reads(path.read_text(), knows_tensors_alone=path.name in OWN_UNPICKLERS)
+    own = path.name in OWN_UNPICKLERS
+    runs_what_it_reads(path.read_text(), own, ARCHIVES.get(path.name, frozenset()))
 
 
 @pytest.mark.parametrize(
