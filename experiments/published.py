@@ -55,7 +55,7 @@ def define_network(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "network",
         [],
-        "setting of a published network, as num_heads=4 or dtype=bfloat16; repeatable",
+        "setting of a published network, as dtype=bfloat16; repeatable",
         flag_values=flag_values,
     )
 
