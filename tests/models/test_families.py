@@ -148,6 +148,15 @@ SMALL = {
         }
         for name in ("RAE", "RAE of transformers 4")
     },
+    "Qwen3": {
+        "width": 8,
+        "depth": 2,
+        "num_heads": 2,
+        "num_key_heads": 1,
+        "head_width": 4,
+        "mlp_width": 12,
+        "vocabulary": 9,
+    },
     **dict.fromkeys(("SD3", "SD3 of diffusers"), _SD3),
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
@@ -189,6 +198,8 @@ def drawn(family, network, seed=0):
 def test_there_and_back_parameters_are_the_same(name, tmp_path):
     family = FAMILIES[name]
     network = family.network(**SMALL.get(name, {}))
+    count = sum(leaf.size for leaf in jax.tree.leaves(family.shapes(network)))
+    assert count < 1e8, "add settings of a small one to SMALL"
     params = drawn(family, network)
     path = tmp_path / "w.safetensors"
     write_safetensors(path, family.to_theirs(params, network))

@@ -19,6 +19,7 @@ from diffjax.compiling import once
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
+from diffjax.models.low_rank import LoraLayers
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.oracle.analytic import GaussianMixture
@@ -220,7 +221,8 @@ def assert_smallest_at_the_truth(result: Found, path_name: str) -> None:
 
 def config_for(**axes: str) -> ConfigDict:
     """A tiny experiment, its axes named as on the command line."""
-    config = ConfigDict({"name": "tiny", "condition_dropout": 0.0})
+    config = ConfigDict({"name": "tiny", "condition_dropout": 0.0, "trainable": ""})
+    config.lora = spec(LoraLayers)
     model = spec(DiT, patch_size=4, hidden_size=8, depth=1, num_heads=1)
     arguments = ",".join(f"{axis}={choice}" for axis, choice in axes.items())
     lookup.set_axes(config, arguments, {"dit": model}, model="dit")

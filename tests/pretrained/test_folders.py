@@ -53,7 +53,7 @@ def test_of_a_pipeline_the_denoiser_is_read(folder):
     assert found.place == folder
     del parts["transformer"]
     (folder.parent / "model_index.json").write_text(json.dumps(parts))
-    with pytest.raises(UserError, match="is a pipeline without a folder transformer or unet: name"):
+    with pytest.raises(UserError, match="without a folder transformer or unet or prior: name"):
         read_weights(folder.parent)
 
 

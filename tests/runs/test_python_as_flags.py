@@ -37,7 +37,9 @@ def handed(run, *labels, **how):
 
     def model(weights):
         run.model(weights)
-        return SimpleNamespace(wired=run.parts.wired, sample=drawn)
+        spied = SimpleNamespace(wired=run.parts.wired, sample=drawn)
+        spied.seamless = lambda how: spied
+        return spied
 
     spy = dataclasses.replace(run)
     object.__setattr__(spy, "model", model)
