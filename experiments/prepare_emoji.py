@@ -12,6 +12,7 @@ Pictures: @lobehub/fluent-emoji-3d (Microsoft's Fluent Emoji; MIT). Names: the p
 Groups: unicode-emoji-json (MIT). TAEF2: MIT. MiniLM: Apache 2.0.
 """
 
+import importlib
 import io
 import json
 import shutil
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from absl import flags
 from PIL import Image
@@ -207,12 +209,12 @@ def names_of_emoji() -> dict[str, str]:
         UserError: the package is not installed.
     """
     try:
-        from emoji import EMOJI_DATA
+        entries: Any = importlib.import_module("emoji").EMOJI_DATA
     except ImportError:
         raise UserError("the names of emoji are in a package: pip install emoji") from None
     return {
         _plain(_points(text)): entry["en"].strip(":").replace("_", " ")
-        for text, entry in EMOJI_DATA.items()
+        for text, entry in entries.items()
     }
 
 

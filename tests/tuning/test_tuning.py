@@ -118,6 +118,26 @@ def place(tmp_path_factory):
     return place
 
 
+def test_pictures_and_captions_are_encoded_once(tmp_path, monkeypatch):
+    """By the folder's autoencoder and text encoder; the second time they are read."""
+    pytest.importorskip("tokenizers", reason="pip install -e '.[text]'")
+    monkeypatch.setattr(captioned, "make_mesh", lambda **_: one_device(), raising=False)
+    write_pipeline(tmp_path / "pipe")
+    write_pictures(tmp_path / "pictures")
+    flags = {"data.path": tmp_path / "pictures", "data.cache": tmp_path / "cache"}
+    config = resolved(tmp_path, **flags)
+    first = build(config.data, DataSet).train.gather([0, 1, 2, 3])
+    monkeypatch.setattr(captioned, "encode", lambda *args, **how: pytest.fail("encoded again"))
+    again = build(config.data, DataSet).train.gather([0, 1, 2, 3])
+    assert first["image"].shape == (4, SIDE // 2, SIDE // 2, 4)
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    # Captions in turn are red, blue, green, red.
+    states = np.asarray(first["text_states"], np.float32)
+    np.testing.assert_array_equal(states[0], states[3])
+    assert np.abs(states[0] - states[1]).max() > 1e-3
+
+
 pipelines = pytest.mark.thorough(tenth=False)
 
 
