@@ -220,9 +220,7 @@ LOSSES: Table = MappingProxyType(
         "easy_consistency": spec(
             Consistency, pairs=spec(Shrinking), metric=spec(PseudoHuber, factor=0.0), power=1.0
         ),
-        "consistency_distillation": spec(
-            Consistency, prediction=spec(FromTeacher), averaged_target=False
-        ),
+        "consistency_distillation": spec(Consistency, prediction=spec(FromTeacher)),
         "continuous_consistency": spec(ContinuousConsistency),
         "continuous_consistency_distillation": spec(
             ContinuousConsistency, prediction=spec(FromTeacher)

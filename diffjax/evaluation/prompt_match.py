@@ -102,7 +102,7 @@ class Judge:
             of: the number of captions that the right one is among.
 
         Raises:
-            UserError: a caption is none of those that the classifier was trained on.
+            UserError: a caption is not one of those that the classifier was trained on.
         """
         unknown = [text for text in captions if text not in self.captions]
         if unknown:

@@ -278,7 +278,7 @@ def _of_folder(source: str, allowed_packages: tuple[str, ...]) -> Given | None:
 
 
 def _run(source: str, allowed_packages: tuple[str, ...]) -> Run | None:
-    """The run of a folder, with the weights after a colon; None if it is none."""
+    """The run of a folder, with the weights after a colon; None of another place."""
     place, (folder, colon, weights) = place_of(source), source.rpartition(":")
     if is_run(place):
         return load(place, allowed_packages=allowed_packages)

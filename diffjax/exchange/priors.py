@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from diffjax.compiling import jit
 from diffjax.conditions import ImageEmbeddings, TokenStates
+from diffjax.conditions.images import read_image
 from diffjax.errors import UserError
+from diffjax.evaluation.extractors.clip import MEAN, STD, Preprocessing
 from diffjax.exchange.pipelines import is_pipeline, part_of
 from diffjax.models.clip.published import FAMILY as CLIP
 from diffjax.models.unclip.network import UnclipPrior
@@ -26,8 +27,6 @@ from diffjax.text import FolderEncoder, read_text_encoder
 _FILE = "image:"
 """What a prompt begins with that is the path of an image file."""
 _PART = re.compile(r"(-?\d*\.?\d+)\s*\*\s*(.+)", re.DOTALL)
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +97,9 @@ class ImagePrior:
         """
         network, _ = self._encoder
         side = network.vit.grid * network.vit.patch
-        levels = np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
-        squares = np.stack([_square(Image.fromarray(image), side) for image in levels])
-        return self._of_pixels((squares / np.float32(255) - _MEAN) / _STD)
+        levels = Preprocessing(side, side, MEAN, STD).resize(np.asarray(images))
+        mean, std = (np.asarray(each, np.float32) for each in (MEAN, STD))
+        return self._of_pixels((levels / np.float32(255) - mean) / std)
 
     @functools.cached_property
     def nothing(self) -> np.ndarray:
@@ -134,7 +133,7 @@ class ImagePrior:
                 found[row] += parts[row][name] * each
         for name in rows:
             if name.startswith(_FILE):
-                each = self.of_images(_read(name.removeprefix(_FILE))[None])[0]
+                each = self.of_images(_picture(name.removeprefix(_FILE))[None])[0]
                 for row in rows[name]:
                     found[row] += parts[row][name] * each
         return found
@@ -188,22 +187,8 @@ def _weights_of(prompt: Any) -> dict[str, float]:
     return {name: float(weight) for name, weight in found.items()}
 
 
-def _read(path: str) -> np.ndarray:
-    try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("RGB"), np.float32) / 127.5 - 1.0
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path!r} is no image file that can be read: {error}") from error
-
-
-def _square(image: Image.Image, side: int) -> np.ndarray:
-    """The middle square of an image whose shorter side is resized, `[side, side, 3]`."""
-    width, height = image.size
-    scale = side / min(width, height)
-    size = (max(side, int(width * scale)), max(side, int(height * scale)))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = ((whole - side) // 2 for whole in size)
-    return np.asarray(image.crop((left, top, left + side, top + side)).convert("RGB"))
+def _picture(path: str) -> np.ndarray:
+    return read_image(path, 3).astype(np.float32) / 127.5 - 1.0
 
 
 @dataclass(frozen=True)

@@ -85,17 +85,15 @@ class MeanFlow(FlowMap):
         time_key, key = jax.random.split(key)
         t, t_to = self.intervals(time_key, len(batch["image"]))
         noised = self.noised(t, key, batch)
-        precond = self.precond_for(noised.source)
+        between = self.average(apply, params, noised)
 
         def average(x_t: Array, t: Array) -> Array:
-            inputs = interval_inputs(self.path, precond, x_t, t, t_to)
-            return apply(params, *inputs, noised.cond, key=noised.key)
+            return between(x_t, t, t_to)
 
-        velocity = self.velocity(apply, params, precond, noised, t)
+        velocity = self.velocity(apply, params, self.precond_for(noised.source), noised, t)
         along = velocity
         if self.own_velocity:
-            inputs = interval_inputs(self.path, precond, noised.x_t, t, t)
-            along = jax.lax.stop_gradient(apply(params, *inputs, noised.cond, key=noised.key))
+            along = jax.lax.stop_gradient(between(noised.x_t, t, t))
         u, change = jax.jvp(average, (noised.x_t, t), (along, jnp.ones_like(t)))
         target = jax.lax.stop_gradient(velocity - span_of(t, t_to, u) * change)
         squares = self.weight(noised.c, noised.k) * jnp.square(u - target)

@@ -143,6 +143,14 @@ class Zeros:
 
     sizes: Sizes
 
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("zeros", (), *self.sizes)
+
+    def release(self) -> None:
+        """There is nothing to free."""
+
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         count, (length, width, pooled_width) = len(texts), self.sizes
         states = np.zeros((count, length, width), np.float32)

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from diffjax.errors import UserError
-from diffjax.exchange import priors
 from diffjax.exchange.priors import ImagePrior, PriorPrompts
 
 NUMBERS = {"a cat": 1.0, "a dog": 10.0}
@@ -62,14 +61,6 @@ def test_the_condition_is_one_token_and_its_null_the_embedding_of_nothing():
     assert states.mask.all()
     null = kind.null(3)
     np.testing.assert_array_equal(null.states[:, 0], [[-1.0] * 4 + [0.0] * 2] * 3)
-
-
-def test_images_are_read_by_their_middle_square():
-    """Of stripes of 4 columns each, those in the middle."""
-    stripes = np.repeat(np.arange(6, dtype=np.uint8) * 40, 4)
-    image = Image.fromarray(np.broadcast_to(stripes[None, :, None], (8, 24, 3)).copy())
-    found = priors._square(image, 8)
-    np.testing.assert_array_equal(found, np.asarray(image)[:, 8:16])
 
 
 def test_a_folder_is_not_a_prior():

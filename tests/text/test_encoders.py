@@ -25,11 +25,13 @@ from diffjax.text import (
     AlongTokens,
     PooledFrom,
     TextEncoder,
+    Zeros,
     prompts,
     read_text_encoder,
     read_tokenizer,
 )
 from diffjax.text import encoders as encoders_file
+from diffjax.text.encoders import Sizes
 from tests.models.test_families import drawn
 from tests.support.vocabularies import AWKWARD, write_bert, write_clip, write_t5
 from tests.text.test_tokenizers import minilm
@@ -264,3 +266,12 @@ def test_a_written_bert_is_read_with_its_tokenizer(tmp_path):
     write_bert(tmp_path)
     found = read_text_encoder(tmp_path, length=16)(["red apple", ""])
     assert found.mask.sum(1).tolist() == [5, 2]
+
+
+def test_a_combination_with_zeros_has_a_hash_and_is_released(folder):
+    """As Stable Diffusion 3 without T5, when it is tuned: its states depend on the sizes alone."""
+    read = read_text_encoder(folder / "text_encoder", folder / "tokenizer")
+    one, other = (AlongTokens((read, Zeros(Sizes(n, read.sizes.width, 0)))) for n in (3, 4))
+    assert len(one.sha256) == 64
+    assert one.sha256 != other.sha256
+    one.release()

@@ -177,7 +177,7 @@ def clip_folder(weights: str = "", batch_size_images: int = 32, caption: str = "
     return replace(extractor, texts=lambda given: embedded(tuple(given)))
 
 
-class _Preprocessing(NamedTuple):
+class Preprocessing(NamedTuple):
     """What `CLIPImageProcessor` does with images.
 
     Attributes:
@@ -230,11 +230,11 @@ def _vision(contents: Contents) -> tuple[ClipVision, int]:
     return network, network.vit.grid * network.vit.patch
 
 
-def _preprocessing(folder: Path, side: int) -> _Preprocessing:
+def _preprocessing(folder: Path, side: int) -> Preprocessing:
     """How images are resized and scaled for a network of images of `side` pixels."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        return _Preprocessing(side, side, MEAN, STD)
+        return Preprocessing(side, side, MEAN, STD)
     given = read_object(file)
 
     def pixels(name: str, of: str) -> Any:
@@ -253,7 +253,7 @@ def _preprocessing(folder: Path, side: int) -> _Preprocessing:
         odd = f"{left_out[0]}=false" if left_out else f"resample={resample}"
         raise UserError(f"{file} has {odd}: only bicubic resizing with all steps is known")
     mean, std = (tuple(given.get(f"image_{name}", x)) for name, x in (("mean", MEAN), ("std", STD)))
-    return _Preprocessing(shortest, side, mean, std)
+    return Preprocessing(shortest, side, mean, std)
 
 
 def _sha256_of(folder: Path, patterns: Sequence[str]) -> str:

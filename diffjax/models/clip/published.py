@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffjax.models.clip.network import ClipVision, clip_vision
 from diffjax.models.clip.sizes import SIZES
-from diffjax.models.clip_text.network import ACTIVATIONS
+from diffjax.models.vit import ACTIVATIONS
 from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.tables import Row, count
 from diffjax.pretrained.transforms import conv, dense, merge
