@@ -53,14 +53,15 @@ _MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
 
-def define_config(flag_values: flags.FlagValues) -> None:
+def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> None:
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`.
+    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`;
+    without a file they are None, if it is optional.
     """
     flags.DEFINE_string(
         "config",
-        None,
+        "" if optional else None,
         "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
         "setting in it is also a flag: --config.num_steps=100",
         flag_values=flag_values,
@@ -307,7 +308,12 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
     # The settings of the config are flags too, and their names are only known from the file.
-    location = _read(flag_values, argv, known_only=True)["config"].value or ""
+    flag = _read(flag_values, argv, known_only=True)["config"]
+    location = flag.value or ""
+    if not location and flag.default == "" and not flag.present:
+        parsed = _read(flag_values, argv)
+        values = {name: parsed[name].value for name in names}
+        return SimpleNamespace(**values | {"config": None, "config_name": None})
     config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)

@@ -41,6 +41,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.results import evaluation_file, keep_earlier
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -108,6 +109,7 @@ def measure(
 ) -> dict[str, Any]:
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
+    The evaluation of a step before the newest checkpoint is a file of its own (`evaluation_file`).
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
     are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension, by the
     methods in `config.evaluation.likelihood`, are added to `likelihood.json`.
@@ -175,8 +177,10 @@ def measure(
             add_likelihood(run.workdir, found)
     if is_first():
         with translate_storage_errors(run.workdir):
-            _save_neighbours(run, references[0].train_images, result.samples)
-            write_json(run.workdir / workdirs.EVALUATION, summary)
+            keep_earlier(run.workdir, run.step)
+            write_json(path := evaluation_file(run.workdir, run.step), summary)
+            if path.name == workdirs.EVALUATION:
+                save_neighbours(run.workdir, references[0].train_images, result.samples)
     return summary
 
 
@@ -590,12 +594,12 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
-    """One row a sample: itself, then its nearest training images."""
+def save_neighbours(workdir: Path, train_images: ImageSet, samples: np.ndarray) -> None:
+    """Writes `samples/neighbours.png`; a row has a sample, and its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
     indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
-    path = run.workdir / "samples" / "neighbours.png"
+    path = workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)
