@@ -41,7 +41,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Chosen, named_recipe
-from diffjax.runs.results import evaluation_file, keep_earlier
+from diffjax.runs.results import file_of, keep_earlier
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -109,7 +109,7 @@ def measure(
 ) -> dict[str, Any]:
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
-    The evaluation of a step before the newest checkpoint is a file of its own (`evaluation_file`).
+    The evaluation of a step before the newest checkpoint is a file of its own (`file_of`).
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
     are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension, by the
     methods in `config.evaluation.likelihood`, are added to `likelihood.json`.
@@ -134,6 +134,8 @@ def measure(
     extractors = wanted.extractors or own_extractors(run.config)
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
+    for recipe in (main, *others):
+        run.model(recipe.weights)  # Refused before the real images are read.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
     texts = own_prompts(run.config, wanted.prompts)
@@ -178,7 +180,7 @@ def measure(
     if is_first():
         with translate_storage_errors(run.workdir):
             keep_earlier(run.workdir, run.step)
-            write_json(path := evaluation_file(run.workdir, run.step), summary)
+            write_json(path := file_of(run.workdir, workdirs.EVALUATION, run.step), summary)
             if path.name == workdirs.EVALUATION:
                 save_neighbours(run.workdir, references[0].train_images, result.samples)
     return summary
@@ -282,7 +284,7 @@ def noise_seed(training_seed: int, seed: int) -> int:
 
 def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     """Adds what `measure_likelihood` found to `likelihood.json`, by method and dequantisation."""
-    path = workdir / LIKELIHOOD
+    path = file_of(workdir, LIKELIHOOD, result["step"])
     name = f"{result['method']}-{result['dequantisation']}"
     write_json(path, (read_json(path) or {}) | {name: result})
 

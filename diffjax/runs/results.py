@@ -15,21 +15,20 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 _OF_THE_RUN = (workdirs.CONFIG, workdirs.RUN, workdirs.METRICS)
 
 
-def evaluation_file(workdir: Path, step: int) -> Path:
-    """The file of the evaluation of a step.
+def file_of(workdir: Path, name: str, step: int) -> Path:
+    """The file of a result of a step, such as an evaluation.
 
     That of the newest checkpoint is `evaluation.json`, that of an earlier one, as of step 400,
     `evaluation_00000400.json`.
     """
-    path = workdir / workdirs.EVALUATION
     newest = max(workdirs.checkpoint_steps(workdir), default=step)
-    return path if step >= newest else _of_step(path, step)
+    return workdir / name if step >= newest else _of_step(workdir / name, step)
 
 
 def keep_earlier(workdir: Path, step: int) -> None:
     """Renames `evaluation.json` if it is of another step than this one, which takes its place."""
     path = workdir / workdirs.EVALUATION
-    if evaluation_file(workdir, step) != path:
+    if file_of(workdir, workdirs.EVALUATION, step) != path:
         return
     before = (read_json(path) or {}).get("step", step)
     if isinstance(before, int) and before != step and not _of_step(path, before).exists():

@@ -11,7 +11,7 @@ from diffjax.data import to_uint8
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.reports import run_page
-from diffjax.runs.results import elsewhere, evaluation_file, keep_earlier
+from diffjax.runs.results import elsewhere, file_of, keep_earlier
 from experiments import cli, edit, evaluate, published, sample
 
 
@@ -125,10 +125,10 @@ def test_results_of_a_run_go_to_another_folder(loaded_once, loaded, tmp_path, mo
 def test_each_step_keeps_its_evaluation_and_the_page_draws_them(workdir):
     """The newest is `evaluation.json`; those by another recipe are not drawn with it."""
     now = json.loads((workdir / "evaluation.json").read_text())
-    assert evaluation_file(workdir, 4).name == "evaluation.json"
-    assert evaluation_file(workdir, 2).name == "evaluation_00000002.json"
+    assert file_of(workdir, "evaluation.json", 4).name == "evaluation.json"
+    assert file_of(workdir, "evaluation.json", 2).name == "evaluation_00000002.json"
     for step, change in ((1, {"frechet_distance": None}), (2, {}), (3, {"weights": "another"})):
-        write_json(evaluation_file(workdir, step), now | {"step": step} | change)
+        write_json(file_of(workdir, "evaluation.json", step), now | {"step": step} | change)
     counts = now["frechet_distance"]["provenance"] | {"num_samples": 7}
     other = now | {"step": 0, "frechet_distance": {"value": 1.0, "provenance": counts}}
     write_json(workdir / "evaluation_00000000.json", other)
