@@ -59,13 +59,9 @@ def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> N
     `main` receives the locked config as `args.config` and the file's stem as `args.config_name`;
     without a file they are None, if it is optional.
     """
-    flags.DEFINE_string(
-        "config",
-        "" if optional else None,
-        "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
-        "setting in it is also a flag: --config.num_steps=100",
-        flag_values=flag_values,
-    )
+    about = "config file, with choices after a colon: configs/digits.py:objective=ddpm"
+    more = "" if optional else "; every setting in it is also a flag: --config.num_steps=100"
+    flags.DEFINE_string("config", "" if optional else None, about + more, flag_values=flag_values)
 
 
 class _Step(flags.ArgumentParser):

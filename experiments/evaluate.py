@@ -6,9 +6,8 @@ r"""Evaluate a trained run, or samples of other code: quality against network ev
 
 Writes evaluation.json and report.html to the run's folder, or to --out. Flags that are not set have
 the values of the run's config. All combinations of lists are evaluated; the run's own recipe has
-the first guidance scale, weights and seed. With --step of an earlier checkpoint the page shows
-quality against training step. --samples are a folder of images, or an .npz with arr_0, and are
-compared with the data of --config or --workdir.
+the first guidance scale, weights and seed. With --step the page shows quality against training
+step. --samples are compared with the data of --config or --workdir.
 """
 
 import sys

@@ -102,8 +102,8 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "out", None, "picture, with an .npz (WORKDIR/samples/seed_N.png); or .npz with arr_0 of uint8, "
-    "or FOLDER/ of PNGs, for other programs", flag_values=FLAGS,
+    "out", None, "picture, with an .npz beside it; x.npz with arr_0, or FOLDER/ of PNGs",
+    flag_values=FLAGS,
 )  # fmt: skip
 shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
