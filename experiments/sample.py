@@ -102,7 +102,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "out", None, "picture, with an .npz beside it; x.npz with arr_0, or FOLDER/ of PNGs",
+    "out", None, "picture; or x.npz with arr_0; or FOLDER/ of PNGs",
     flag_values=FLAGS,
 )  # fmt: skip
 shared_flags.define_processes(FLAGS)
