@@ -25,6 +25,7 @@ from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import (
     couplings,
+    derivatives,
     flow_maps,
     interpolant,
     learned_variance,
@@ -225,6 +226,13 @@ LOSSES: Table = MappingProxyType(
         "continuous_consistency_distillation": spec(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
+    }
+)
+# How a loss computes its derivative of the network, where it has one.
+DERIVATIVES: Table = MappingProxyType(
+    {
+        "exact": spec(derivatives.Exact),
+        "central": spec(derivatives.CentralDifference),
     }
 )
 # The noise level as the second input of the network.

@@ -296,7 +296,7 @@ class Consistency(Noising):
         target = jax.lax.stop_gradient(jnp.where(clean, pair.x0, target))
         weight = jnp.ravel(self.weight(noised.c, noised.k)) * (sigma - earlier) ** -self.power
         distance = self.metric(end(params, noised.x_t, t) - target)
-        return weight * distance, self.metrics(noised)
+        return weight * distance, self.metrics(noised, t_to)
 
     def predict(self, apply: Apply, params: Any, noised: Noised) -> Predict:
         """`(x, t, cond) ->` the pair of the end of the flow, in training mode."""
