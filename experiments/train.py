@@ -255,6 +255,7 @@ Arguments after the colon, comma-separated:
         {
             **choices.AXES,
             "wrappers": choices.WRAPPERS,
+            "derivative": choices.DERIVATIVES,
             **choices.TRAINING_AXES,
             "evaluators": choices.EVALUATORS,
         }
