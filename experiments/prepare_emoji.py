@@ -32,7 +32,7 @@ from PIL import Image
 from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs.taesd import TAESD
 from diffjax.data import captioned_folder
-from diffjax.data.captions import METADATA, TEST, TRAIN
+from diffjax.data.captions import TEST, TRAIN
 from diffjax.data.emoji import attributes_of, held_out
 from diffjax.data.latents import FACTS
 from diffjax.errors import UserError
