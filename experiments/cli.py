@@ -53,14 +53,15 @@ _MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
 
-def define_config(flag_values: flags.FlagValues) -> None:
+def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> None:
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`.
+    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`;
+    of an optional one that is not set, the config is "" and there is no name.
     """
     flags.DEFINE_string(
         "config",
-        None,
+        "" if optional else None,
         "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
         "setting in it is also a flag: --config.num_steps=100",
         flag_values=flag_values,
@@ -302,12 +303,16 @@ def keep_freed_memory() -> None:
 def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     """Parses all flags; loads, overrides and locks the config."""
     names = list(flag_values)
-    if "config" not in names:
+    location = None
+    if "config" in names:
+        location = _read(flag_values, argv, known_only=True)["config"].value
+        is_optional = flag_values["config"].default == ""
+        location = location or (None if is_optional else "")
+    if location is None:
         parsed = _read(flag_values, argv)
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
     # The settings of the config are flags too, and their names are only known from the file.
-    location = _read(flag_values, argv, known_only=True)["config"].value or ""
     config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)

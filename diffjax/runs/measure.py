@@ -129,7 +129,8 @@ def measure(
         Interrupted: `should_stop` returned True; nothing is written.
     """
     wired, settings = run.parts.wired, run.config.evaluation
-    extractors = wanted.extractors or own_extractors(run.config)
+    extractors = wanted.extractors or own_extractors(run.config, dataset)
+    extractors = [extractor.of(dataset) for extractor in extractors]
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
     mix = wanted.labels or own_mix(run.config)
@@ -499,26 +500,27 @@ def conditions_to_show(
     return samples.condition, samples.source
 
 
-def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
+def own_extractors(config: ConfigDict, dataset: DataSet) -> tuple[Extractor, ...]:
     """The extractors whose features a config's distances compare, the main one first.
 
     Raises:
         UserError: one of them can't be loaded.
     """
     further = (
-        build(part, Extractor, f"config.evaluation.extractors[{i}]")
+        build(part, Extractor, f"config.evaluation.extractors[{i}]").of(dataset)
         for i, part in enumerate(config.evaluation.extractors)
     )
-    return own_extractor(config), *further
+    return own_extractor(config, dataset), *further
 
 
-def own_extractor(config: ConfigDict) -> Extractor:
+def own_extractor(config: ConfigDict, dataset: DataSet) -> Extractor:
     """The extractor whose features a config's metrics compare, the main one of `own_extractors`.
 
     Raises:
         UserError: it can't be loaded.
     """
-    return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
+    extractor = build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
+    return extractor.of(dataset)
 
 
 def check_evaluation(parts: Parts, dataset: DataSet) -> None:
@@ -541,7 +543,7 @@ def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     if prompts := own_prompts(config):
         _check_prompts(parts.wired, prompts)
     _check_counts(parts, dataset)
-    for extractor in own_extractors(config):
+    for extractor in own_extractors(config, dataset):
         _check_extractor(extractor, dataset.picture_shape)
     for method in settings.likelihood:
         check_levels(dataset)
