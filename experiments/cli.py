@@ -57,15 +57,11 @@ def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> N
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
     `main` receives the locked config as `args.config` and the file's stem as `args.config_name`;
-    of an optional one that is not set, the config is "" and there is no name.
+    without a file they are None, if it is optional.
     """
-    flags.DEFINE_string(
-        "config",
-        "" if optional else None,
-        "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
-        "setting in it is also a flag: --config.num_steps=100",
-        flag_values=flag_values,
-    )
+    about = "config file, with choices after a colon: configs/digits.py:objective=ddpm"
+    more = "" if optional else "; every setting in it is also a flag: --config.num_steps=100"
+    flags.DEFINE_string("config", "" if optional else None, about + more, flag_values=flag_values)
 
 
 class _Step(flags.ArgumentParser):
@@ -303,16 +299,17 @@ def keep_freed_memory() -> None:
 def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     """Parses all flags; loads, overrides and locks the config."""
     names = list(flag_values)
-    location = None
-    if "config" in names:
-        location = _read(flag_values, argv, known_only=True)["config"].value
-        is_optional = flag_values["config"].default == ""
-        location = location or (None if is_optional else "")
-    if location is None:
+    if "config" not in names:
         parsed = _read(flag_values, argv)
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
     # The settings of the config are flags too, and their names are only known from the file.
+    flag = _read(flag_values, argv, known_only=True)["config"]
+    location = flag.value or ""
+    if not location and flag.default == "" and not flag.present:
+        parsed = _read(flag_values, argv)
+        values = {name: parsed[name].value for name in names}
+        return SimpleNamespace(**values | {"config": None, "config_name": None})
     config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)

@@ -41,6 +41,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.results import file_of, keep_earlier
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -108,6 +109,7 @@ def measure(
 ) -> dict[str, Any]:
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
+    The evaluation of a step before the newest checkpoint is a file of its own (`file_of`).
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
     are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension, by the
     methods in `config.evaluation.likelihood`, are added to `likelihood.json`.
@@ -133,6 +135,8 @@ def measure(
     extractors = [extractor.of(dataset) for extractor in extractors]
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
+    for recipe in (main, *others):
+        run.model(recipe.weights)  # Refused before the real images are read.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
     texts = own_prompts(run.config, wanted.prompts)
@@ -176,8 +180,10 @@ def measure(
             add_likelihood(run.workdir, found)
     if is_first():
         with translate_storage_errors(run.workdir):
-            _save_neighbours(run, references[0].train_images, result.samples)
-            write_json(run.workdir / workdirs.EVALUATION, summary)
+            keep_earlier(run.workdir, run.step)
+            write_json(path := file_of(run.workdir, workdirs.EVALUATION, run.step), summary)
+            if path.name == workdirs.EVALUATION:
+                save_neighbours(run.workdir, references[0].train_images, result.samples)
     return summary
 
 
@@ -279,7 +285,7 @@ def noise_seed(training_seed: int, seed: int) -> int:
 
 def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     """Adds what `measure_likelihood` found to `likelihood.json`, by method and dequantisation."""
-    path = workdir / LIKELIHOOD
+    path = file_of(workdir, LIKELIHOOD, result["step"])
     name = f"{result['method']}-{result['dequantisation']}"
     write_json(path, (read_json(path) or {}) | {name: result})
 
@@ -592,12 +598,12 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
-    """One row a sample: itself, then its nearest training images."""
+def save_neighbours(workdir: Path, train_images: ImageSet, samples: np.ndarray) -> None:
+    """Writes `samples/neighbours.png`; a row has a sample, and its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
     indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
-    path = run.workdir / "samples" / "neighbours.png"
+    path = workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)
