@@ -23,6 +23,7 @@ from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.evaluation.tables import quality_table
 from diffjax.host.interrupts import stop_signals
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
@@ -128,7 +129,9 @@ def main(args: SimpleNamespace) -> None:
     if not is_first():
         return
     print(quality_table(result["by_nfe"]))
-    print(f"open {write_report(args.workdir)}")
+    with progress("writing the report"):
+        page = write_report(args.workdir)
+    print(f"open {page}")
 
 
 def chosen_extractors(args: SimpleNamespace) -> list[Extractor] | None:

@@ -18,6 +18,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.host.processes import in_first, is_first
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import watched
 from diffjax.runs.likelihoods import METHODS, Method, WantedBits, measure_likelihood
@@ -74,7 +75,10 @@ def main(args: Any) -> None:
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
-    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
+    with (
+        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
+        progress(f"measuring bits per dimension by {args.method}"),
+    ):
         wanted = WantedBits(
             args.method,
             given,
