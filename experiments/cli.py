@@ -15,6 +15,7 @@ A script defines its flags on its own `FlagValues` and passes them to `run` with
 `main` receives plain values, so tests and notebooks can call it without flags.
 """
 
+import atexit
 import contextlib
 import copy
 import ctypes
@@ -102,7 +103,7 @@ def run(
         0 after success or `--help`, 2 after a user's error (75 after a temporary one: another
         process of the run was lost), 130 after Ctrl-C, 143 after SIGTERM.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    as_program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if _HELP.intersection(argv):
         try:
             print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
@@ -128,7 +129,12 @@ def run(
         return status
     except KeyboardInterrupt as interrupt:
         _print_last_line(str(interrupt) or "interrupted")
-        return 128 + getattr(interrupt, "signal", signal.SIGINT)
+        status = 128 + getattr(interrupt, "signal", signal.SIGINT)
+        if as_program:
+            # Python would wait for what devices still compute, and for XLA that still compiles.
+            sys.stdout.flush()
+            atexit.register(os._exit, status)
+        return status
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             _print_last_line(f"error: {error.filename}: {error.strerror}")
