@@ -61,7 +61,7 @@ def define_config(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "config",
         None,
-        "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
+        "config file, or its name, with choices after a colon: digits:objective=ddpm; every "
         "setting in it is also a flag: --config.num_steps=100",
         flag_values=flag_values,
     )
@@ -211,8 +211,8 @@ def save(path: str, text: str) -> None:
 
 
 def config_names() -> list[str]:
-    """Names of the config files in the folder `configs`."""
-    return sorted(path.stem for path in Path("configs").glob("*.py"))
+    """Names of the config files in the folder `configs`, of this folder or installed."""
+    return sorted(path.stem for path in config_files.place_of("digits").parent.glob("*.py"))
 
 
 def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:

@@ -241,7 +241,7 @@ def in_own_process(
             "answer": str(file),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.plan_compile"],
+            [sys.executable, "-m", "experiments._plan_compile"],
             input=json.dumps(request),
             env={
                 **os.environ,
