@@ -56,7 +56,8 @@ _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 def define_config(flag_values: flags.FlagValues) -> None:
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`.
+    `main` receives the locked config as `args.config`, the file's stem as `args.config_name`, and
+    the names of the settings on the command line as `args.given`.
     """
     flags.DEFINE_string(
         "config",
@@ -331,6 +332,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     values = {name: parsed[name].value for name in names}
     values["config"] = config_files.lock(config, settings)
     values["config_name"] = config_files.name_of(location)
+    values["given"] = [name for name in settings if parsed[name].present]
     return SimpleNamespace(**values)
 
 
