@@ -14,8 +14,8 @@ from diffjax.runs.model import Model, Request
 from diffjax.sampling.sample import Recipe
 from diffjax.wiring import check_recipe
 
-SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
-EACH = 12
+SCALES = (0.0, 1.0, 2.0, 4.0, 7.0, 10.0)
+EACH = 10
 """Samples of each condition, at each scale."""
 
 
@@ -24,7 +24,7 @@ class Dial(NamedTuple):
 
     Attributes:
         scales: `[S]`.
-        pictures: `[S, k, EACH, H, W, C]`, decoded.
+        pictures: `[S, k, EACH, H, W, C]`, decoded, in [-1, 1].
         variety: `[S]`, the mean distance of two pictures of one condition.
         accuracy: `[S]`, the share that an independent classifier recognises; None without one.
         nfe: network evaluations per picture, with guidance; None where the solver chooses.
@@ -64,7 +64,10 @@ def dial(
     repeated = jax.tree.map(lambda rows: np.repeat(np.asarray(rows), EACH, axis=0), condition)
     request = Request(repeated, seed)
     scales = tuple(sorted({*SCALES, float(recipe.guidance_scale)}))
-    drawn = [model.sample(replace(recipe, guidance_scale=scale), request) for scale in scales]
+    drawn = [
+        np.clip(model.sample(replace(recipe, guidance_scale=scale), request), -1.0, 1.0)
+        for scale in scales
+    ]
     if not np.isfinite(drawn).all():
         raise UserError("samples at some guidance scale are not finite")
     accuracy = None
@@ -78,6 +81,6 @@ def dial(
 
 def share_recognised(extractor: Extractor, images: np.ndarray, labels: np.ndarray) -> float:
     """The share of images whose largest logit is that of their label."""
-    _, logits = extractor.by(len(images)).extract(np.clip(images, -1.0, 1.0))
+    _, logits = extractor.by(len(images)).extract(images)
     assert logits is not None
     return float(np.mean(logits.argmax(axis=1) == labels))

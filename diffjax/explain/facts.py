@@ -85,6 +85,7 @@ class Facts:
         lesson_titles: of its pictures; None without, "" where the condition was dropped.
         way: samples in many steps and in one.
         way_titles: of the samples.
+        to_training: `[n]`, the distance of each of the samples to the nearest training picture.
         means: why one step blurs.
         dial: guidance; None where it does not apply.
         dial_titles: of its conditions.
@@ -108,6 +109,7 @@ class Facts:
     lesson_titles: list[str] | None
     way: WayBack
     way_titles: list[str] | None
+    to_training: np.ndarray
     means: Means
     dial: Dial | None
     dial_titles: list[str] | None
@@ -169,6 +171,9 @@ def gather(
             in_one=decoded(way.in_one),
         ),
         way_titles=titles,
+        to_training=np.array(
+            [min(distance(x, image) for image in examples.images) for x in way.x0[-1]]
+        ),
         means=_means(model, examples, way.in_one, kind),
         dial=None if found is None else found[0],
         dial_titles=None if found is None else found[1],
@@ -208,9 +213,9 @@ def pictures_shown(picture_shape: tuple[int, int, int]) -> int:
 
     Example:
         >>> [pictures_shown((side, side, 3)) for side in (8, 28, 32, 64, 256)]
-        [8, 5, 4, 3, 3]
+        [6, 5, 4, 3, 3]
     """
-    return int(np.clip(_SHOWN_PIXELS // (picture_shape[0] * picture_shape[1]), 3, 8))
+    return int(np.clip(_SHOWN_PIXELS // (picture_shape[0] * picture_shape[1]), 3, 6))
 
 
 def _decoder(model: Model) -> Callable[[np.ndarray], np.ndarray]:

@@ -29,8 +29,16 @@ PAGE = "explain.html"
 """The name of the page in the folder of a run."""
 _LARGEST_PNG = 40  # pixels of the longer side; larger pictures are lossy, or noise takes megabytes
 _QUALITY = 80
+_GAP = 1 / 8  # between pictures, of their width
 _ROWS = 4  # of samples of each condition on the dial
 
+KINDS = {
+    "transformer": "A transformer cuts the picture into squares, and lets all squares exchange "
+    "what they have found, again and again.",
+    "U-Net": "A U-Net makes the picture smaller and smaller, to see the whole, and then larger "
+    "again, to draw the details: down and up, like the letter U.",
+    "network": "It is a chain of simple calculations.",
+}
 PARTS = {
     "conditioning": "turns the noise level, and the class if there is one, into numbers that all "
     "other parts receive",
@@ -102,6 +110,7 @@ def page(facts: Facts) -> str:
         "three": three_digits,
         "two": lambda x: f"{x:.2f}".replace("-", "\u2212"),
         "five": lambda x: f"{x:.5f}".replace("-", "\u2212"),
+        "apart": apart,
         "signed": lambda x: f"{x:+.2f}".replace("-", "\u2212"),
         "listed": listed,
         "row": row,
@@ -162,10 +171,19 @@ def picture(images: np.ndarray, columns: int) -> dict[str, Any]:
     Example:
         >>> found = picture(np.zeros((2, 8, 8, 1)), 2)
         >>> found["width"], found["height"], found["source"][:22]
-        (98, 48, 'data:image/png;base64,')
+        (102, 48, 'data:image/png;base64,')
     """
-    grid = image_grid(images, columns)
-    image, file = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid), io.BytesIO()
+    tiles = [image_grid(one[None], 1) for one in images]
+    height, width, channels = tiles[0].shape
+    rows, gap = -(-len(tiles) // columns), round(_GAP * width)
+    shape = rows * (height + gap) - gap, columns * (width + gap) - gap
+    grid = np.zeros((*shape, channels + 1), np.uint8)  # Between them it is transparent.
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        grid[top : top + height, left : left + width] = np.pad(
+            tile, ((0, 0), (0, 0), (0, 1)), constant_values=255
+        )
+    image, file = Image.fromarray(grid, "LA" if channels == 1 else "RGBA"), io.BytesIO()
     kind = "png" if max(images.shape[1:3]) <= _LARGEST_PNG else "webp"
     image.save(file, kind, optimize=True, quality=_QUALITY)
     data = base64.b64encode(file.getvalue()).decode("ascii")
@@ -191,6 +209,20 @@ def listed(names: Sequence[str] | None, what: str = "") -> str:
     if names is None or not any(names):
         return what
     return "from left: " + ", ".join(name or "not told" for name in names)
+
+
+def apart(before: float, after: float) -> tuple[str, str]:
+    """Two numbers with as many decimals as it takes to see that they differ, from four to nine.
+
+    Example:
+        >>> apart(-0.0421611, -0.0421605), apart(0.5, 0.5)
+        (('−0.0421611', '−0.0421605'), ('0.500000000', '0.500000000'))
+    """
+    for decimals in range(4, 10):
+        one, other = (f"{x:.{decimals}f}".replace("-", "−") for x in (before, after))
+        if one != other and abs(before - after) > 2 * 10.0**-decimals:
+            break
+    return one, other
 
 
 def _levels(facts: Facts) -> list[dict[str, Any]]:
@@ -293,7 +325,7 @@ def _dial(facts: Facts) -> dict[str, Any] | None:
         "own": f"{facts.run.recipe.guidance_scale:g}",
         "each": found.pictures.shape[2],
         "columns": columns,
-        "share": found.variety[-1] / found.variety[one],
+        "share": found.variety[-1] / found.variety[one] if found.variety[one] else 1.0,
     }
 
 
@@ -301,15 +333,14 @@ def _network(facts: Facts) -> dict[str, Any]:
     parts = [part for part in facts.parts if part.places > 1 or part.num_params]
     sides = {part.side for part in parts if part.places > 1}
     blocks = sum(part.name.startswith("block") for part in parts)
-    what = (
-        "a transformer" if blocks else "a U-Net" if len(sides) > 2 else "a small network"
-    )
+    what = "transformer" if blocks else "U-Net" if len(sides) > 1 else "network"
     title = (
-        f"{what} of {len(parts)} parts, drawn to scale; "
+        f"a {what} of {len(parts)} parts, drawn to scale; "
         "the table below the drawing has the same numbers"
     )
     return {
-        "what": what,
+        "what": f"a {what}",
+        "how": KINDS[what],
         "svg": Markup(draw_network(parts, title)),
         "rows": [(plain(part.name), part.places, part.width, part.num_params) for part in parts],
         "explained": {name: text for name, text in PARTS.items() if _occurs(name, parts)},
