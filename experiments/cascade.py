@@ -71,7 +71,7 @@ def main(args: SimpleNamespace) -> None:
     if cond is None:
         raise UserError("cascades are compared on classes, and --base has another condition")
     dataset = last.dataset(args.data_path)
-    reference = reference_of(dataset, own_extractors(last.config)[0], lambda: None)
+    reference = reference_of(dataset, own_extractors(last.config, dataset)[0], lambda: None)
     flops = sum(sample_flops(stage) for stage in cascade.stages)
     single = None if args.single is None else _single(args, dataset.picture_shape, flops)
 

@@ -36,6 +36,7 @@ from diffjax.conditions.masked_images import nearest
 from diffjax.data import all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
+from diffjax.host.progress import progress
 from diffjax.process.paths import Path
 from diffjax.reports.pictures import save_png
 from diffjax.runs.condition_files import read
@@ -186,7 +187,8 @@ def main(args: SimpleNamespace) -> None:
         images, condition = _of_test_set(args, run)
         anew = _anew(args, model.codec.image_shape(model.wired.image_shape))
     edit = Edit(model, recipe, Request(condition, args.seed), jnp.asarray(images), anew)
-    seen, made = task(args, edit)
+    with progress(f"editing {len(images)} images, {recipe.num_steps} steps"):
+        seen, made = task(args, edit)
     if not np.isfinite(made).all():
         raise UserError(
             f"the result of --task={args.task} is not finite: this solver can't integrate these "

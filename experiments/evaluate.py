@@ -28,6 +28,7 @@ from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.evaluation.tables import metrics_table, quality_table
 from diffjax.host.interrupts import stop_signals
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
@@ -158,7 +159,9 @@ def main(args: SimpleNamespace) -> None:
     if not is_first():
         return
     print(quality_table(result["by_nfe"]))
-    print(f"open {write_report(run.workdir)}")
+    with progress("writing the report"):
+        page = write_report(run.workdir)
+    print(f"open {page}")
 
 
 def _evaluate_samples(args: SimpleNamespace) -> None:
@@ -168,7 +171,7 @@ def _evaluate_samples(args: SimpleNamespace) -> None:
             raise UserError(f"--{name} is of samples that are drawn: --samples are there already")
     cli.require(args, "out")
     config, dataset = _compared_with(args)
-    extractors = chosen_extractors(args) or own_extractors(config)
+    extractors = chosen_extractors(args) or own_extractors(config, dataset)
     result = measure_samples(args.samples, dataset, extractors, args.out)
     print(metrics_table(result))
     print(f"open {write_report(args.out)}")

@@ -17,6 +17,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.host.processes import in_first, is_first
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import watched
 from diffjax.runs.likelihoods import METHODS, Method, WantedBits, measure_likelihood
@@ -78,7 +79,10 @@ def main(args: Any) -> None:
     if args.out is not None:
         run = of_first_folder(run, args.out)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
-    with watched(shared_flags.watchdog(args), run.workdir, what="batch") as begun:
+    with (
+        watched(shared_flags.watchdog(args), run.workdir, what="batch") as begun,
+        progress(f"measuring bits per dimension by {args.method}"),
+    ):
         wanted = WantedBits(
             args.method,
             given,

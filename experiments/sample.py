@@ -23,6 +23,7 @@ from diffjax.evaluation.sample_files import check_place, write_samples
 from diffjax.evaluation.seams import jump_at_edges
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.models.seamless import AXES
@@ -275,7 +276,14 @@ def images_and_cost(
             found = model.in_parallel(recipe, request, args.parallel, args.tolerance)
             cost = {"parallel": args.parallel, "tolerance": args.tolerance}
             return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
-        images = np.concatenate([*model.batches(recipe, request, n, begun)])
+        what, total = f"drawing {len(request)} samples, {recipe.num_steps} steps", len(request)
+        with progress(what, total) as drawing:
+
+            def begins(number: int) -> None:
+                begun(number)
+                drawing.at((number - 1) * n)
+
+            images = np.concatenate([*model.batches(recipe, request, n, begins)])
     return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
 
 

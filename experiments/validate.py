@@ -21,6 +21,7 @@ from diffjax import choices
 from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
+from diffjax.host.progress import progress
 from diffjax.runs.load import Run
 from diffjax.runs.results import file_of
 from diffjax.spec import build, choose
@@ -63,17 +64,18 @@ def main(args: SimpleNamespace) -> None:
     for name, run in runs.items():
         print(f"{name}: {len(images)} images", file=sys.stderr)
         model = run.model(args.weights)
-        losses[name] = validation.loss_by_log_snr(
-            model.predict(),
-            run.parts.wired.path,
-            images,
-            run.parts.wired.condition.of_batch(batch),
-            jax.random.key(args.seed),
-            spaces=spaces,
-            space_path=space_path,
-            batch_size=args.batch_size,
-            place=batch_sharding(model.mesh),
-        )
+        with progress(f"measuring the losses of {name}"):
+            losses[name] = validation.loss_by_log_snr(
+                model.predict(),
+                run.parts.wired.path,
+                images,
+                run.parts.wired.condition.of_batch(batch),
+                jax.random.key(args.seed),
+                spaces=spaces,
+                space_path=space_path,
+                batch_size=args.batch_size,
+                place=batch_sharding(model.mesh),
+            )
     print("\n\n".join(validation.loss_table(losses, space) for space in spaces))
     for name, run in runs.items():
         provenance = {

@@ -16,8 +16,9 @@ import numpy as np
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
-from diffjax.host.interrupts import Interrupted
+from diffjax.host.interrupts import Interrupted, stop_at_once
 from diffjax.host.processes import of_first
+from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.loop.logging import Writer
 from diffjax.loop.training import Training
@@ -141,13 +142,15 @@ class Evaluations:
         step, training = int(state.step), self._training
         run = Run(training.setup.parts, state, training.workdir)
 
+        stopped = (
+            f"stopped while evaluating step {step} of {self._config.num_steps} and saved in "
+            f"{training.workdir}; the same command goes on from there"
+        )
+
         def beat(number: int) -> None:
             # Processes agree on a stop by how often each calls `should_stop`.
             if (number > 0 or jax.process_count() == 1) and training.should_stop():
-                raise Interrupted(
-                    f"stopped while evaluating step {step} of {self._config.num_steps} and saved "
-                    f"in {training.workdir}; the same command goes on from there"
-                )
+                raise Interrupted(stopped)
             begun(step)
 
         for name in self.due(step):
@@ -157,7 +160,8 @@ class Evaluations:
             )
             found = dict.fromkeys(evaluator.metrics, math.nan)
             try:
-                found |= evaluator(run, training.dataset, beat)
+                with stop_at_once(stopped), progress(f"measuring step {step} by {name}"):
+                    found |= evaluator(run, training.dataset, beat)
             except UserError as error:
                 if type(error) is not UserError:  # a full disk, a lost process
                     raise

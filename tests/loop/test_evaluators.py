@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +27,7 @@ from diffjax.loop.evaluations import Evaluations, check_evaluators
 from diffjax.loop.logging import join
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.process.targets import Noise
+from diffjax.reports.pictures import save_png
 from diffjax.reports.run_page import write_report
 from diffjax.runs.evaluators import Samples, Validation
 from diffjax.runs.setup import Setup, set_up
@@ -191,6 +195,31 @@ def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path
     means = values_of(tmp_path, "mean")
     best = max((step for step in means if step != 5), key=means.get)
     assert best_of(tmp_path)["step"] == best
+
+
+def test_a_stop_amid_a_picture_saves_and_the_picture_is_drawn_later(
+    measured_run, tmp_path, monkeypatch
+):
+    leave_out_the_rest(monkeypatch)
+    drawn: list[int] = []
+
+    def drawer(parts, dataset, workdir):
+        def draw(state):
+            drawn.append(int(state.step))
+            if len(drawn) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30.0)
+            save_png(recorder.picture_of(workdir, drawn[-1]), np.zeros((1, 8, 8, 1)))
+
+        return draw
+
+    monkeypatch.setattr(recorder, "grid_drawer", drawer)
+    with pytest.raises(Interrupted, match="stopped while drawing at step 4 of 6 and saved in"):
+        loop.train(config_of(), tmp_path)
+    loop.train(config_of(), tmp_path)
+    assert drawn == [4, 4, 6]
+    assert json.dumps(logged(tmp_path)) == json.dumps(logged(measured_run))
+    assert_same(arrays_of(tmp_path), arrays_of(measured_run), rtol=0, atol=0)
 
 
 def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(
