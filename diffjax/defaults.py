@@ -119,7 +119,7 @@ def experiment(
             "labels": "data",  # its proportions; or "balanced", or labels in turn, such as "3,7"
             "prompts": "",  # "@FILE" of texts that samples show in turn, or one, for labels
             "batch_size": 500,
-            "solvers": ("ddim", solver) if by_ode else (solver,),
+            "solvers": tuple(dict.fromkeys(("ddim", solver) if by_ode else (solver,))),
             "grids": (),  # empty: the grid of `sampling`
             "num_steps": (5, 18),
             "guidance_scales": (),  # empty: the scale of `sampling`
