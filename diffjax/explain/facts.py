@@ -303,7 +303,7 @@ def _dial(
 def _classifier(run: Run, dataset: DataSet) -> Extractor | None:
     """The extractor of the run, if it classifies its pictures."""
     try:
-        extractor = own_extractor(run.config)
+        extractor = own_extractor(run.config, dataset)
     except UserError:
         return None  # Its weights are not here.
     fits = extractor.image_shape in (None, dataset.picture_shape)
