@@ -4,7 +4,8 @@
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --workers=4
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --status
 
-Each cell is a run of experiments.train in its own folder. All cells are built and checked
+Each cell is a run of experiments.train in its own folder; --extend makes all of them longer, with
+--override=config.num_steps=N. All cells are built and checked
 before the first one trains. The same command resumes a sweep that was stopped for any reason. It
 tries a failed cell again; the cell's output is in output.txt in its folder. With several values
 of config.seed the report has a verdict: which arms are worse than the best, or inconclusive.
@@ -34,13 +35,20 @@ from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
-from diffjax.sweeps.cells import Planned, grouped_cells, is_finished, plan_cells, train_cells
+from diffjax.sweeps.cells import (
+    Planned,
+    extend_flag,
+    grouped_cells,
+    is_finished,
+    plan_cells,
+    train_cells,
+)
 from diffjax.sweeps.engines import ENGINES, Job, parse_options
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.run import run_workers
 from diffjax.sweeps.sweep import STEPS, Cell, Sweep
 from diffjax.sweeps.worker import in_subprocess, units, work
-from experiments import cli
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "Python file with a get_sweep()", flag_values=FLAGS)
@@ -51,6 +59,7 @@ flags.DEFINE_multi_string(
     "a setting for all cells, for example config.data.path=FOLDER; can be repeated",
     flag_values=FLAGS,
 )
+shared_flags.define_extend(FLAGS)
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
 flags.DEFINE_bool("status", False, "show the status of all cells, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
@@ -97,7 +106,9 @@ def main(args: SimpleNamespace) -> int:
     shared = overrides(args.override, sweep)
     sweep = replace(sweep, overrides={**sweep.overrides, **shared})
     if args.cells:
-        errors = train_cells(named(read_cells(workdir, sweep), args.cells), workdir)
+        errors = train_cells(
+            named(read_cells(workdir, sweep), args.cells), workdir, extend=args.extend
+        )
         for name, error in errors.items():
             print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
         return 2 if errors else 0
@@ -108,6 +119,8 @@ def main(args: SimpleNamespace) -> int:
     for engine, given in options.items():
         if given and engine != args.engine:
             raise UserError(f"--{engine} needs --engine={engine}, not --engine={args.engine}")
+    if args.extend and args.ensemble > 1:
+        raise UserError("--extend trains each cell by itself: leave --ensemble out")
     planned, ensembles = checked(sweep, args.ensemble)
     cells = planned.cells
     for name, reason in planned.left_out.items():
@@ -117,9 +130,9 @@ def main(args: SimpleNamespace) -> int:
         return 0 if cells else 2
 
     workdir.mkdir(parents=True, exist_ok=True)
-    command = sweep_command(args.sweep, workdir, shared)
+    command = sweep_command(args.sweep, workdir, shared, args.extend)
     write_json(workdir / SWEEP, plan(command, args.sweep, sweep, planned, ensembles))
-    words, given = worker_command(args.sweep, workdir), options.get(args.engine, {})
+    words, given = worker_command(args.sweep, workdir, args.extend), options.get(args.engine, {})
     job = Job(words, args.workers, workdir / "workers", given)
     with stop_signals() as should_stop:
         run_workers(
@@ -165,10 +178,13 @@ def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
-def sweep_command(file: str, workdir: Path, shared: Mapping[str, str]) -> str:
+def sweep_command(
+    file: str, workdir: Path, shared: Mapping[str, str], extend: bool | str = False
+) -> str:
     """The shell command that repeats this sweep."""
     words = ["python", "-m", "experiments.sweep", f"--sweep={file}", f"--workdir={workdir}"]
-    return shlex.join([*words, *(f"--override={name}={text}" for name, text in shared.items())])
+    words += [f"--override={name}={text}" for name, text in shared.items()]
+    return shlex.join([*words, *extend_flag(extend)])
 
 
 def plan(
@@ -231,10 +247,11 @@ def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
     return cells
 
 
-def worker_command(file: str, workdir: Path) -> list[str]:
+def worker_command(file: str, workdir: Path, extend: bool | str = False) -> list[str]:
     """The words of the command that starts a worker."""
     command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}", "--worker"]
-    return [*command, f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+    command += [f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+    return [*command, *extend_flag(extend)]
 
 
 def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
@@ -244,7 +261,7 @@ def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
     except ValueError as error:
         raise UserError(f"--since={args.since} is not a time: {error}") from None
     cells = read_cells(workdir, sweep)
-    run = in_subprocess(args.sweep, workdir)
+    run = in_subprocess(args.sweep, workdir, extend_flag(args.extend))
     with stop_signals() as should_stop:
         work(
             units(cells, read_plan(workdir)["ensembles"]),
