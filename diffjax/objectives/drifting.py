@@ -176,8 +176,8 @@ def drift_loss(
     distances = distances_of(fixed, targets)
     scale = jnp.sum(distances * weights[None]) / (len(distances) * jnp.sum(weights))
     unit = jnp.maximum(scale / jnp.sqrt(float(fixed.shape[-1])), 1e-3)
-    absent = jnp.maximum(jnp.eye(len(weights), weights.shape[1]), weights == 0.0)
-    apart = distances / jnp.maximum(scale, 1e-3) + FAR * absent[None]
+    absent = jnp.eye(len(weights), weights.shape[1], dtype=bool) | (weights == 0.0)
+    apart = distances / jnp.maximum(scale, 1e-3) + FAR * absent[None].astype(distances.dtype)
     fields = [drift(fixed / unit, targets / unit, apart / r, weights) for r in temperatures]
     goal = jax.lax.stop_gradient(fixed / unit + jnp.sum(jnp.stack(fields), axis=0))
     moved = here / unit - goal
