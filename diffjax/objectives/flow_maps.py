@@ -15,6 +15,7 @@ from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative, Positive, Probability, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised, Noising, pixel_mean
+from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.process.paths import Linear, Path, Scalar, coeffs
 from diffjax.process.precond import Apply, Meaning, Precond, interval_inputs
 from diffjax.process.targets import Clean, Velocity, decode, determinant, encode
@@ -216,7 +217,7 @@ class Shortcut(FlowMap):
             two = self.two_steps(own, x, t[:first], t_to[:first])
             target = jnp.concatenate([jax.lax.stop_gradient(two), target[first:]])
         u = self.average(apply, params, noised)(noised.x_t, t, t_to)
-        return pixel_mean(self.squares(noised, u - target)), self.metrics(noised)
+        return pixel_mean(self.squares(noised, u - target)), self.metrics(noised, t_to)
 
     def steps(self, key: OneKey, n: int, first: int) -> tuple[PerSample, PerSample]:
         """Times `[n]`, and the ends of the steps from them; equal but for the first ones."""
@@ -293,7 +294,7 @@ class AlphaFlow(FlowMap):
         difference = finite_difference(average, noised.x_t, (t, t_to), velocity, alpha)
         squares = self.squares(noised, difference)
         distance = jnp.sum(squares, axis=tuple(range(1, velocity.ndim)))
-        return alpha * adaptive(distance, self.power, self.floor), self.metrics(noised)
+        return alpha * adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)
 
 
 def finite_difference(
@@ -331,10 +332,11 @@ class Rule(Protocol):
     """An identity of a flow map with itself.
 
     Attributes:
-        forward_mode: whether it has derivatives of the network.
+        forward_mode: whether it has derivatives of the network in forward mode.
     """
 
-    forward_mode: bool
+    @property
+    def forward_mode(self) -> bool: ...
 
     def __call__(
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
@@ -344,10 +346,18 @@ class Rule(Protocol):
 
 
 def moving_end(
-    average: Average, x: Samples, t: PerSample, t_to: PerSample
+    average: Average, x: Samples, times: tuple[PerSample, PerSample], derivative: Derivative
 ) -> tuple[Samples, Samples]:
-    """The end of a step, `X = x - (t - r)·u`, and its derivative `∂X/∂r`."""
-    u, change = jax.jvp(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
+    """The end of a step, `X = x - (t - r)·u`, and its derivative `∂X/∂r`.
+
+    Args:
+        average: u.
+        x: the images at time t, `[B, …]`.
+        times: t and r, `[B]` each.
+        derivative: how ∂u/∂r is computed.
+    """
+    t, t_to = times
+    u, change = derivative(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
     span = span_of(t, t_to, x)
     return x - span * u, u - span * change
 
@@ -359,15 +369,22 @@ class Lagrangian:
 
     The network's velocity is its average over no time. One derivative in r, through which the
     gradient goes.
+
+    Attributes:
+        derivative: how it is computed, `Exact` or `CentralDifference`.
     """
 
-    forward_mode = True
+    derivative: Derivative = EXACT
+
+    @property
+    def forward_mode(self) -> bool:
+        return self.derivative.forward_mode
 
     def __call__(
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
     ) -> Learned:
         del key
-        end, motion = moving_end(average, x, t, t_to)
+        end, motion = moving_end(average, x, (t, t_to), self.derivative)
         return Learned(motion, average(jax.lax.stop_gradient(end), t_to, t_to))
 
 
@@ -379,9 +396,16 @@ class Eulerian:
         u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
 
     MeanFlow's identity with the network's own velocity in the place of the conditional one.
+
+    Attributes:
+        derivative: how du/dt is computed, `Exact` or `CentralDifference`.
     """
 
-    forward_mode = True
+    derivative: Derivative = EXACT
+
+    @property
+    def forward_mode(self) -> bool:
+        return self.derivative.forward_mode
 
     def __call__(
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
@@ -389,7 +413,7 @@ class Eulerian:
         del key
         velocity = jax.lax.stop_gradient(average(x, t, t))
         tangents = (velocity, jnp.ones_like(t))
-        u, change = jax.jvp(lambda x, t: average(x, t, t_to), (x, t), tangents)
+        u, change = self.derivative(lambda x, t: average(x, t, t_to), (x, t), tangents)
         return Learned(u, velocity - span_of(t, t_to, x) * change)
 
 
@@ -453,4 +477,4 @@ class SelfDistilled(FlowMap):
         same = span_of(t, t_to, value) == 0.0
         target = jnp.where(same, self.velocity_of(noised), target)
         squares = self.squares(noised, value - jax.lax.stop_gradient(target))
-        return pixel_mean(squares), self.metrics(noised)
+        return pixel_mean(squares), self.metrics(noised, t_to)

@@ -10,6 +10,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative, Positive
 from diffjax.objectives.base import Batch, Progress, Traits
+from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.objectives.flow_maps import GuidedFlowMap, adaptive, span_of
 from diffjax.process.paths import Scalar
 from diffjax.process.precond import Apply
@@ -26,7 +27,7 @@ class MeanFlow(GuidedFlowMap):
         u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
 
     The network predicts u. The right side is the target, without gradient, with the derivative of
-    the network itself (one `jax.jvp`) and the conditional velocity for v. The loss of an example is
+    the network itself (`derivative`) and the conditional velocity for v. The loss of an example is
     `|Δ|²/(|Δ|² + floor)^power` with a constant denominator and `|Δ|²` summed over the image. A
     power above 0 puts less weight on targets far from their mean, and moves the minimum off the
     average velocity where the noise of the targets is skewed.
@@ -47,15 +48,17 @@ class MeanFlow(GuidedFlowMap):
         floor: added to the denominator of the adaptive weight; 1e-3 to 1e-2.
         own_velocity: whether the derivative is along the network's own velocity u(x_t, t, t), and
             not along that of the example.
+        derivative: how du/dt is computed, `Exact` or `CentralDifference`.
     """
 
     power: NotNegative[Scalar] = 1.0
     floor: Positive[Scalar] = 0.01
     own_velocity: bool = field(default=False, metadata={"static": True})
+    derivative: Derivative = EXACT
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, forward_mode=True)
+        return replace(super().traits, forward_mode=self.derivative.forward_mode)
 
     def __call__(
         self,
@@ -80,8 +83,8 @@ class MeanFlow(GuidedFlowMap):
         along = velocity
         if self.own_velocity:
             along = jax.lax.stop_gradient(between(noised.x_t, t, t))
-        u, change = jax.jvp(average, (noised.x_t, t), (along, jnp.ones_like(t)))
+        u, change = self.derivative(average, (noised.x_t, t), (along, jnp.ones_like(t)))
         target = jax.lax.stop_gradient(velocity - span_of(t, t_to, u) * change)
         squares = self.squares(noised, u - target)
         distance = jnp.sum(squares, axis=tuple(range(1, u.ndim)))
-        return adaptive(distance, self.power, self.floor), self.metrics(noised)
+        return adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)

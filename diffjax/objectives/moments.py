@@ -88,7 +88,7 @@ class InductiveMomentMatching(AverageVelocity):
         reach = (t - s)[:: self.particles]
         loss = squared_discrepancy(self.grouped(there), self.grouped(other), reach)
         scale = jnp.ravel(self.weight(noised.c, noised.k)) * self.time_weight(noised.c)
-        return scale * jnp.repeat(loss, self.particles), self.metrics(noised)
+        return scale * jnp.repeat(loss, self.particles), self.metrics(noised, s)
 
     def three_times(self, key: OneKey, n: int) -> tuple[PerSample, PerSample, PerSample]:
         """Times `t > r ≥ s` of `n` groups, `[n]` each; s is uniform under t."""

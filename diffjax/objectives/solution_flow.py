@@ -77,7 +77,7 @@ class SolutionFlow(GuidedFlowMap):
         difference = finite_difference(average, noised.x_t, (t, t_to), velocity, alpha)
         distance = pixel_mean(self.squares(noised, difference))
         weight = jnp.where(t == t_to, alpha, 0.5 * alpha)
-        return weight * adaptive(distance, self.power, self.floor), self.metrics(noised)
+        return weight * adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)
 
     def alpha(self, fraction: OneNumber, span: PerSample) -> PerSample:
         """The share `(t - l)/(t - s)` of steps of these lengths, `[B]`."""

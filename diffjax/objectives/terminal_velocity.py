@@ -11,6 +11,7 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import Positive
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import pixel_mean
+from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.objectives.flow_maps import AverageVelocity, moving_end
 from diffjax.process.bisection import bisect
 from diffjax.process.precond import Apply
@@ -43,15 +44,17 @@ class TerminalVelocity(AverageVelocity):
 
     Attributes, beside those of `Noising`, whose times are s and s':
         lengths: the density of `t - s`, of which logit(length) ~ N(-0.8, 1) in the paper.
+        derivative: how ∂X/∂s is computed, `Exact` or `CentralDifference`.
         guidance_scale: 1 is no guidance; 2 in the authors' config for one step on ImageNet-256.
     """
 
     lengths: Times = LENGTHS
+    derivative: Derivative = EXACT
     guidance_scale: Positive[float] = field(default=1.0, metadata={"static": True})
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, forward_mode=True, has_teacher=True)
+        return replace(super().traits, forward_mode=self.derivative.forward_mode, has_teacher=True)
 
     def __call__(
         self,
@@ -70,7 +73,7 @@ class TerminalVelocity(AverageVelocity):
         noised, at_here = (self.noised(time, key, batch) for time in (t, here))
         average = self.average(apply, params, noised)
         teacher = self.average(apply, teacher_params, noised)
-        end, motion = moving_end(average, noised.x_t, t, s)
+        end, motion = moving_end(average, noised.x_t, (t, s), self.derivative)
         there = jax.lax.stop_gradient(teacher(end, s, s))
         terminal = self.squares(noised, motion - there)
         velocity = self.velocity_of(at_here)
@@ -79,7 +82,7 @@ class TerminalVelocity(AverageVelocity):
             weak = jax.lax.stop_gradient(weak(at_here.x_t, here, here))
             velocity = self.guidance_scale * velocity + (1.0 - self.guidance_scale) * weak
         matching = self.squares(at_here, average(at_here.x_t, here, here) - velocity)
-        return pixel_mean(terminal + matching), self.metrics(noised)
+        return pixel_mean(terminal + matching), self.metrics(noised, s)
 
     def steps(self, key: OneKey, n: int) -> tuple[PerSample, PerSample]:
         """Steps from t to s, `[n]` each: a length, and s where it ends before `t_noise`."""
