@@ -140,7 +140,7 @@ def gather(
             f"{run.workdir} makes images from images, and the page explains models that start from "
             "noise: use experiments.report"
         )
-    with progress("reading training pictures", total=5) as working:
+    with progress("reading training pictures") as working:
         examples, kind = Examples.of(run, dataset), wired.condition
         n, decoded = pictures_shown(dataset.picture_shape), _decoder(model)
         rows = examples.shown(n)
@@ -311,7 +311,7 @@ def _dial(
 def _classifier(run: Run, dataset: DataSet) -> Extractor | None:
     """The extractor of the run, if it classifies its pictures."""
     try:
-        extractor = own_extractor(run.config)
+        extractor = own_extractor(run.config, dataset)
     except UserError:
         return None  # Its weights are not here.
     fits = extractor.image_shape in (None, dataset.picture_shape)
