@@ -25,6 +25,7 @@ from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import (
     couplings,
+    derivatives,
     flow_maps,
     interpolant,
     learned_variance,
@@ -42,6 +43,8 @@ from diffjax.objectives.consistency import (
 )
 from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.latent_consistency import LatentConsistency
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
@@ -191,6 +194,7 @@ COUPLINGS: Table = MappingProxyType(
     {
         "independent": spec(couplings.Independent),
         "ot": spec(couplings.OptimalTransport),
+        "ot_within_class": spec(couplings.OptimalTransportWithin),
         "entropic_ot": spec(couplings.EntropicTransport),
         "given": spec(couplings.Given),
         "translation": spec(couplings.Translation),
@@ -225,6 +229,18 @@ LOSSES: Table = MappingProxyType(
         "continuous_consistency_distillation": spec(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
+        "latent_consistency_distillation": spec(LatentConsistency),
+        "progressive_distillation": spec(ProgressiveDistillation),
+        "guidance_distillation": spec(
+            GuidanceDistillation, prediction=spec(FromTeacher, guidance_scale=2.0)
+        ),
+    }
+)
+# How a loss computes its derivative of the network, where it has one.
+DERIVATIVES: Table = MappingProxyType(
+    {
+        "exact": spec(derivatives.Exact),
+        "central": spec(derivatives.CentralDifference),
     }
 )
 # The noise level as the second input of the network.
@@ -613,6 +629,30 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "cd": {**_EDM, "times": "uniform_root", "loss": "consistency_distillation"},
             # sCD: sCM along a trained denoiser's prediction. Lu & Song 2024 (arXiv:2410.11081).
             "scd": {**_SCM, "loss": "continuous_consistency_distillation"},
+            # LCM: mean (√(Δ² + c²) - c), Δ = f(x_t, t) - sg f(x_t', t'), with x_t' the guided DDIM
+            # step of a teacher over 20 of 1,000 steps. Luo et al. 2023 (arXiv:2310.04378).
+            "lcm": {
+                "path": "scaled_linear_table",
+                "target": "noise",
+                "noise_label": "step",
+                "loss": "latent_consistency_distillation",
+            },
+            # Progressive distillation: max(SNR, 1)·|x0_net - x0|², where x0 is such that one step
+            # of DDIM ends where two of the teacher do. Salimans & Ho 2022 (arXiv:2202.00512).
+            "progressive": {
+                "path": "cosine",
+                "target": "v",
+                "weight": "truncated_snr",
+                "loss": "progressive_distillation",
+            },
+            # Guidance distillation: max(SNR, 1)·|x0_net - x0|², where x0 is a teacher's with
+            # guidance of a fixed scale. Meng et al. 2023 (arXiv:2210.03142).
+            "guidance": {
+                "path": "cosine",
+                "target": "v",
+                "weight": "truncated_snr",
+                "loss": "guidance_distillation",
+            },
             # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
             # model made from it. Liu et al. 2023 (arXiv:2209.03003).
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},

@@ -207,22 +207,28 @@ class FromTeacher:
 
     Attributes:
         guidance_scale: 1 is no guidance; the distilled model then needs none.
+        highest_scale: scales are drawn evenly between `guidance_scale` and this one; 0 draws none.
     """
 
     distils = True
 
     guidance_scale: Positive[float] = field(default=1.0, metadata={"static": True})
+    highest_scale: NotNegative[float] = field(default=0.0, metadata={"static": True})
 
     def __call__(self, teacher: Predict, noised: Noised, x_t: Samples, t: PerSample) -> Pair:
         pair = teacher(x_t, t, noised.cond)
-        if self.guidance_scale != 1.0:
+        if self.guidance_scale != 1.0 or self.highest_scale:
             other = teacher(x_t, t, None)
-            more = self.guidance_scale - 1.0
+            more: Any = self.guidance_scale - 1.0
+            if self.highest_scale:
+                shape = (len(x_t),) + (1,) * (x_t.ndim - 1)
+                share = jax.random.uniform(jax.random.fold_in(noised.key, 1), shape)
+                more = more + share * (self.highest_scale - self.guidance_scale)
             pair = jax.tree.map(lambda on, off: on + more * (on - off), pair, other)
         return jax.lax.stop_gradient(pair)
 
 
-DATA = FromData()
+DATA, TEACHER = FromData(), FromTeacher()
 
 
 @register_dataclass
@@ -296,7 +302,7 @@ class Consistency(Noising):
         target = jax.lax.stop_gradient(jnp.where(clean, pair.x0, target))
         weight = jnp.ravel(self.weight(noised.c, noised.k)) * (sigma - earlier) ** -self.power
         distance = self.metric(end(params, noised.x_t, t) - target)
-        return weight * distance, self.metrics(noised)
+        return weight * distance, self.metrics(noised, t_to)
 
     def predict(self, apply: Apply, params: Any, noised: Noised) -> Predict:
         """`(x, t, cond) ->` the pair of the end of the flow, in training mode."""

@@ -15,6 +15,7 @@ from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative, Positive, Probability, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised, Noising, pixel_mean
+from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.process.paths import Scalar
 from diffjax.process.precond import Apply, Meaning, interval_inputs
 from diffjax.process.targets import Velocity, encode
@@ -136,7 +137,7 @@ class Shortcut(FlowMap):
             target = jnp.concatenate([jax.lax.stop_gradient(two), target[first:]])
         u = self.average(apply, params, noised)(noised.x_t, t, t_to)
         squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
-        return pixel_mean(squares), self.metrics(noised)
+        return pixel_mean(squares), self.metrics(noised, t_to)
 
     def steps(self, key: OneKey, n: int, first: int) -> tuple[PerSample, PerSample]:
         """Times `[n]`, and the ends of the steps from them; equal but for the first ones."""
@@ -216,7 +217,7 @@ class AlphaFlow(FlowMap):
         difference = average(noised.x_t, t, t_to) - (alpha * velocity + (1.0 - alpha) * later)
         squares = self.weight(noised.c, noised.k) * jnp.square(difference / alpha)
         distance = jnp.sum(squares, axis=tuple(range(1, velocity.ndim)))
-        return alpha * adaptive(distance, self.power, self.floor), self.metrics(noised)
+        return alpha * adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)
 
 
 class Learned(NamedTuple):
@@ -230,10 +231,11 @@ class Rule(Protocol):
     """An identity of a flow map with itself.
 
     Attributes:
-        forward_mode: whether it has derivatives of the network.
+        forward_mode: whether it has derivatives of the network in forward mode.
     """
 
-    forward_mode: bool
+    @property
+    def forward_mode(self) -> bool: ...
 
     def __call__(
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
@@ -249,15 +251,22 @@ class Lagrangian:
 
     The network's velocity is its average over no time. One derivative in r, through which the
     gradient goes.
+
+    Attributes:
+        derivative: how it is computed, `Exact` or `CentralDifference`.
     """
 
-    forward_mode = True
+    derivative: Derivative = EXACT
+
+    @property
+    def forward_mode(self) -> bool:
+        return self.derivative.forward_mode
 
     def __call__(
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
     ) -> Learned:
         del key
-        u, change = jax.jvp(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
+        u, change = self.derivative(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
         span = span_of(t, t_to, x)
         end = jax.lax.stop_gradient(x - span * u)
         return Learned(u - span * change, average(end, t_to, t_to))
@@ -271,9 +280,16 @@ class Eulerian:
         u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
 
     MeanFlow's identity with the network's own velocity in the place of the conditional one.
+
+    Attributes:
+        derivative: how du/dt is computed, `Exact` or `CentralDifference`.
     """
 
-    forward_mode = True
+    derivative: Derivative = EXACT
+
+    @property
+    def forward_mode(self) -> bool:
+        return self.derivative.forward_mode
 
     def __call__(
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
@@ -281,7 +297,7 @@ class Eulerian:
         del key
         velocity = jax.lax.stop_gradient(average(x, t, t))
         tangents = (velocity, jnp.ones_like(t))
-        u, change = jax.jvp(lambda x, t: average(x, t, t_to), (x, t), tangents)
+        u, change = self.derivative(lambda x, t: average(x, t, t_to), (x, t), tangents)
         return Learned(u, velocity - span_of(t, t_to, x) * change)
 
 
@@ -345,4 +361,4 @@ class SelfDistilled(FlowMap):
         same = span_of(t, t_to, value) == 0.0
         target = jnp.where(same, encode(noised.k, noised.pair), target)
         squares = jnp.square(value - jax.lax.stop_gradient(target))
-        return pixel_mean(self.weight(noised.c, noised.k) * squares), self.metrics(noised)
+        return pixel_mean(self.weight(noised.c, noised.k) * squares), self.metrics(noised, t_to)

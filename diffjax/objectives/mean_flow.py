@@ -11,6 +11,7 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised
+from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.objectives.flow_maps import FlowMap, adaptive, span_of
 from diffjax.process.paths import Scalar
 from diffjax.process.precond import Apply, Precond, interval_inputs
@@ -28,7 +29,7 @@ class MeanFlow(FlowMap):
         u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
 
     The network predicts u. The right side is the target, without gradient, with the derivative of
-    the network itself (one `jax.jvp`) and the conditional velocity for v. The loss of an example is
+    the network itself (`derivative`) and the conditional velocity for v. The loss of an example is
     `|Δ|²/(|Δ|² + floor)^power` with a constant denominator and `|Δ|²` summed over the image. A
     power above 0 puts less weight on targets far from their mean, and moves the minimum off the
     average velocity where the noise of the targets is skewed.
@@ -58,6 +59,7 @@ class MeanFlow(FlowMap):
         guided_below: largest time at which there is guidance.
         own_velocity: whether the derivative is along the network's own velocity u(x_t, t, t), and
             not along that of the example.
+        derivative: how du/dt is computed, `Exact` or `CentralDifference`.
     """
 
     power: NotNegative[Scalar] = 1.0
@@ -66,10 +68,11 @@ class MeanFlow(FlowMap):
     kappa: Annotated[float, Range("[0, 1)")] = field(default=0.0, metadata={"static": True})
     guided_below: NotNegative[Scalar] = 1.0
     own_velocity: bool = field(default=False, metadata={"static": True})
+    derivative: Derivative = EXACT
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, forward_mode=True)
+        return replace(super().traits, forward_mode=self.derivative.forward_mode)
 
     def __call__(
         self,
@@ -94,11 +97,11 @@ class MeanFlow(FlowMap):
         along = velocity
         if self.own_velocity:
             along = jax.lax.stop_gradient(between(noised.x_t, t, t))
-        u, change = jax.jvp(average, (noised.x_t, t), (along, jnp.ones_like(t)))
+        u, change = self.derivative(average, (noised.x_t, t), (along, jnp.ones_like(t)))
         target = jax.lax.stop_gradient(velocity - span_of(t, t_to, u) * change)
         squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
         distance = jnp.sum(squares, axis=tuple(range(1, u.ndim)))
-        return adaptive(distance, self.power, self.floor), self.metrics(noised)
+        return adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)
 
     def velocity(
         self, apply: Apply, params: Any, precond: Precond, noised: Noised, t: PerSample

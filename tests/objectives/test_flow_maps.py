@@ -221,6 +221,16 @@ def test_a_slip_in_a_rule_is_seen():
     assert not verify_objective(wrong, GAUSSIAN, num_batches=16, limit=0.2).passed
 
 
+def test_the_times_of_each_example_are_among_its_metrics():
+    objective = of(AlphaFlow, between=0.7)
+    with jax.enable_x64(True):
+        _, metrics = objective(
+            smooth_network, 1.0, 1.0, jax.random.key(3), BATCH, Progress(jnp.zeros(()))
+        )
+        t, r = objective.intervals(jax.random.split(jax.random.key(3))[0], 32)
+    np.testing.assert_allclose(metrics["interval"], np.stack([t, r], axis=1), rtol=1e-6)
+
+
 def test_a_rule_without_derivatives_says_so():
     forward = [
         of(SelfDistilled, rule=rule()).traits.forward_mode for rule in (Lagrangian, Progressive)
