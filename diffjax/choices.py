@@ -44,6 +44,7 @@ from diffjax.objectives.consistency import (
 from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.distribution_matching import DistributionMatching
 from diffjax.objectives.latent_consistency import LatentConsistency
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -229,6 +230,7 @@ LOSSES: Table = MappingProxyType(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
         "latent_consistency_distillation": spec(LatentConsistency),
+        "distribution_matching": spec(DistributionMatching),
         "progressive_distillation": spec(ProgressiveDistillation),
         "guidance_distillation": spec(
             GuidanceDistillation, prediction=spec(FromTeacher, guidance_scale=2.0)
@@ -636,6 +638,9 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "noise_label": "step",
                 "loss": "latent_consistency_distillation",
             },
+            # DMD2: ½·|x - sg(x - g)|², g = (x0_fake - x0_T)/mean |x - x0_T| at noisy samples, and
+            # EDM's loss of the fake score on samples. Yin et al. 2024 (arXiv:2405.14867).
+            "dmd2": {**_EDM, "times": "uniform_root", "loss": "distribution_matching"},
             # Progressive distillation: max(SNR, 1)·|x0_net - x0|², where x0 is such that one step
             # of DDIM ends where two of the teacher do. Salimans & Ho 2022 (arXiv:2202.00512).
             "progressive": {
