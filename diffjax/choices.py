@@ -195,6 +195,7 @@ COUPLINGS: Table = MappingProxyType(
     {
         "independent": spec(couplings.Independent),
         "ot": spec(couplings.OptimalTransport),
+        "ot_within_class": spec(couplings.OptimalTransportWithin),
         "entropic_ot": spec(couplings.EntropicTransport),
         "given": spec(couplings.Given),
         "translation": spec(couplings.Translation),

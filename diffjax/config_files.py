@@ -33,10 +33,10 @@ def name_of(location: str) -> str:
 def load(location: str, given: Mapping[str, str] = MappingProxyType({})) -> ConfigDict:
     """The config that a file's `get_config` returns.
 
-    Where a config depends on one of its settings, such as the folder that it begins with,
-    `get_config` has that setting as a keyword argument:
+    Where a config depends on some of its settings, such as the folder that it begins with,
+    `get_config` has them as keyword arguments, with `_` for the dots of their names:
 
-        def get_config(arguments: str = "", *, init_from: str = "") -> ConfigDict
+        def get_config(arguments: str = "", *, init_from: str = "", data_path: str = "")
 
     Args:
         location: `path.py`, or `path.py:text` to call `get_config(text)`.
@@ -49,7 +49,7 @@ def load(location: str, given: Mapping[str, str] = MappingProxyType({})) -> Conf
     if not location:
         raise UserError(f"--config=FILE.py is missing; {nearest('', _config_files(Path()))}")
     path, colon, text = location.partition(":")
-    named = {name.removeprefix("config."): text for name, text in given.items()}
+    named = {name.removeprefix("config.").replace(".", "_"): text for name, text in given.items()}
     return returned_by(path, "get_config", ConfigDict, *((text,) if colon else ()), given=named)
 
 

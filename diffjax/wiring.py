@@ -64,6 +64,14 @@ class Wired(NamedTuple):
     lora: LoraLayers = LoraLayers()
     trainable: str = ""
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"Wired({type(self.network).__name__} of {self.num_params:,} parameters, "
+            f"{type(self.objective).__name__} on {self.path!r}, {shape}, "
+            f"{self.condition.describe()})"
+        )
+
     def init(self, key: Array) -> Any:
         """Initial parameters, of the network and of the objective."""
         return self._init_of(self.network)(key)

@@ -15,6 +15,7 @@ A script defines its flags on its own `FlagValues` and passes them to `run` with
 `main` receives plain values, so tests and notebooks can call it without flags.
 """
 
+import atexit
 import contextlib
 import copy
 import ctypes
@@ -53,18 +54,15 @@ _MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
 
-def define_config(flag_values: flags.FlagValues) -> None:
+def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> None:
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`.
+    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`;
+    without a file they are None, if it is optional.
     """
-    flags.DEFINE_string(
-        "config",
-        None,
-        "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
-        "setting in it is also a flag: --config.num_steps=100",
-        flag_values=flag_values,
-    )
+    about = "config file, with choices after a colon: configs/digits.py:objective=ddpm"
+    more = "" if optional else "; every setting in it is also a flag: --config.num_steps=100"
+    flags.DEFINE_string("config", "" if optional else None, about + more, flag_values=flag_values)
 
 
 class _Step(flags.ArgumentParser):
@@ -105,7 +103,7 @@ def run(
         0 after success or `--help`, 2 after a user's error (75 after a temporary one: another
         process of the run was lost), 130 after Ctrl-C, 143 after SIGTERM.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    as_program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if _HELP.intersection(argv):
         try:
             print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
@@ -131,7 +129,12 @@ def run(
         return status
     except KeyboardInterrupt as interrupt:
         _print_last_line(str(interrupt) or "interrupted")
-        return 128 + getattr(interrupt, "signal", signal.SIGINT)
+        status = 128 + getattr(interrupt, "signal", signal.SIGINT)
+        if as_program:
+            # Python would wait for what devices still compute, and for XLA that still compiles.
+            sys.stdout.flush()
+            atexit.register(os._exit, status)
+        return status
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             _print_last_line(f"error: {error.filename}: {error.strerror}")
@@ -307,7 +310,12 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
     # The settings of the config are flags too, and their names are only known from the file.
-    location = _read(flag_values, argv, known_only=True)["config"].value or ""
+    flag = _read(flag_values, argv, known_only=True)["config"]
+    location = flag.value or ""
+    if not location and flag.default == "" and not flag.present:
+        parsed = _read(flag_values, argv)
+        values = {name: parsed[name].value for name in names}
+        return SimpleNamespace(**values | {"config": None, "config_name": None})
     config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)

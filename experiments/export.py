@@ -20,6 +20,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.portable import portable_model, portable_sampler
+from diffjax.host.progress import progress
 from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
 from experiments import cli
@@ -68,14 +69,15 @@ def main(args: SimpleNamespace) -> None:
     # In the file alone: layers cast their weights to the type that they compute in.
     model = portable_model(run, args.weights).map(in_type(args.weights_dtype))
     sampler = portable_sampler(model, recipe, noise=noise)
-    content = serialise(
-        sampler,
-        wired.image_shape,
-        wired.condition,
-        source=source,
-        noise=noise,
-        platforms=args.platforms,
-    )
+    with progress("tracing the sampler"):
+        content = serialise(
+            sampler,
+            wired.image_shape,
+            wired.condition,
+            source=source,
+            noise=noise,
+            platforms=args.platforms,
+        )
     try:
         out.write_bytes(content)
     except OSError as error:

@@ -22,6 +22,7 @@ from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import three_digits as written
 from diffjax.host.files import write_json
+from diffjax.host.progress import progress
 from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
 from diffjax.runs.measure import labels_in_mix, wanted_samples
@@ -101,7 +102,8 @@ def main(args: SimpleNamespace) -> None:
     }
     table: dict[str, list[str]] = {}
     for n in steps:
-        content = find(run, search, named.grid, n)
+        with progress(f"finding a grid of {n} steps"):
+            content = find(run, search, named.grid, n)
         save(run, named.solver, n, {**how, **content})
         for name, error in content["end_errors"].items():
             table.setdefault(name, []).append(written(error))

@@ -18,6 +18,7 @@ from diffjax.exchange.pipelines import SCHEDULER
 from diffjax.exchange.pretrained import Pretrained
 from diffjax.exchange.priors import ImagePrior
 from diffjax.host.processes import in_first, is_first
+from diffjax.host.progress import progress
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
@@ -146,7 +147,10 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
             if getattr(args, name) not in (None, []) and name != "lora":
                 raise UserError(f"--{name} goes with --pretrained: a run has its own, leave it out")
         allowed = ("diffjax", *args.allowed_packages)
-        run = diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
+        with progress(f"reading {args.workdir}"):
+            run = diffjax.load(
+                args.workdir, step=args.step, weights=weights, allowed_packages=allowed
+            )
         return with_loras(run, _loras(args.lora)) if args.lora else run
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
@@ -162,17 +166,18 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
     for name in (*known, "prior"):
         if name in settings:
             raise UserError(f"--network={name}=…: that is no setting of a network")
-    run = diffjax.from_pretrained(
-        args.pretrained,
-        codec=args.codec,
-        family=args.family,
-        image_size=_size(args.image_size),
-        loras=_loras(args.lora or []),
-        components=components_of(args.component),
-        texts=getattr(args, "states", None) is None,
-        prior=_prior(args.prior, args.seed),
-        **settings,
-    )
+    with progress(f"reading {args.pretrained}"):
+        run = diffjax.from_pretrained(
+            args.pretrained,
+            codec=args.codec,
+            family=args.family,
+            image_size=_size(args.image_size),
+            loras=_loras(args.lora or []),
+            components=components_of(args.component),
+            texts=getattr(args, "states", None) is None,
+            prior=_prior(args.prior, args.seed),
+            **settings,
+        )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
 
 

@@ -17,6 +17,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.runs.measure import labels_in_mix, wanted_samples
@@ -26,6 +27,7 @@ from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_integer("num_pairs", 10_000, "number of pairs", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("out", "pairs.npz", "file to write", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 1, "seed of the noise", flag_values=FLAGS)
@@ -53,7 +55,7 @@ def main(args: SimpleNamespace) -> None:
     if out.suffix != ".npz":
         raise UserError(f"--out={out} should end in .npz")
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
     wired = run.parts.wired
     if wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs start from noise")
@@ -69,8 +71,16 @@ def main(args: SimpleNamespace) -> None:
     labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     request, model = Request(samples.condition, args.seed), run.model(args.weights)
-    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
-        parts = model.latent_batches(recipe, request, args.batch_size, begun)
+    with (
+        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
+        progress(f"drawing {args.num_pairs} pairs", args.num_pairs) as drawing,
+    ):
+
+        def begins(number: int) -> None:
+            begun(number)
+            drawing.at((number - 1) * args.batch_size)
+
+        parts = model.latent_batches(recipe, request, args.batch_size, begins)
         images = np.concatenate([*parts])  # Latents, where the run has a codec.
     noise = request.noise(wired.image_shape)
     how = {

@@ -10,7 +10,6 @@ The same command resumes an interrupted run, or reports that the run is finished
 run longer.
 """
 
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import evenly
+from diffjax.defaults import seen_too_often, suiting_steps
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import percent, three_digits
 from diffjax.host.processes import is_first
@@ -33,6 +33,7 @@ from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
+from diffjax.runs.measure import own_extractor
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
 from experiments import cli, shared_flags
@@ -74,8 +75,6 @@ flags.DEFINE_flag(
 )  # fmt: skip
 shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
-
-_EPOCHS, _FEWEST_STEPS = 2_000, 2_000
 
 
 def main(args: SimpleNamespace) -> None:
@@ -166,6 +165,7 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     initial_weights(setup.parts, workdir)
     num_read, num_images = read_some(dataset), len(dataset.train) + len(dataset.test)
     epochs = config.num_steps * config.batch_size / len(dataset.train)
+    suiting = suiting_steps(len(dataset.train), config.batch_size)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
     trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
     images = dataset.codec.describe(dataset.image_shape)
@@ -173,16 +173,19 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
         "data": f"{dataset.name}: {len(dataset.train):,} {images}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
+        **{f"  {name}": fact for name, fact in dataset.facts.items()},
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",
         "path": repr(wired.path),
         "predicts": type(wired.precond.target).__name__,
         "weight": repr(build(config.objective.weight)),
         "times": repr(build(config.objective.times)),
         "training": f"{config.num_steps:,} steps of {config.batch_size} images, "
-        f"{epochs:,.1f} epochs",
+        f"{epochs:,.1f} epochs"
+        + (": each image about 2,000 times" if config.num_steps == suiting else ""),
         "mesh": ", ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items()),
         "sampling": f"{config.sampling.num_steps} steps, {wired.recipe.nfe} network evaluations "
-        f"per sample",
+        f"per sample, guidance {config.sampling.guidance_scale:g}",
+        "metrics": describe_metrics(config, dataset),
         "workdir": str(workdir),
     }
     width = max(map(len, rows))
@@ -191,6 +194,24 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
         lines += [f"changes: {k}: {old} -> {new}" for k, (old, new) in extension.changes.items()]
     lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
     return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
+
+
+def describe_metrics(config: ConfigDict, dataset: DataSet) -> str:
+    """What samples are measured by, with the hash of a classifier."""
+    extractor = own_extractor(config, dataset)
+    known = extractor.test_accuracy
+    features = (
+        f"{extractor.name} (sha256 {extractor.sha256[:12]}, accuracy {percent(known)})"
+        if known is not None
+        else extractor.name
+    )
+    wanted = build(config.evaluation.extractor)
+    train_it = (
+        "; for accuracy: python -m experiments.train_classifier with this --config"
+        if wanted.of_data is not None and known is None and dataset.num_classes > 1
+        else ""
+    )
+    return f"{config.evaluation.num_samples:,} samples, features {features}{train_it}"
 
 
 def read_some(dataset: DataSet) -> int:
@@ -208,20 +229,15 @@ def read_some(dataset: DataSet) -> int:
 
 
 def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
-    """A note if there are too many training steps for the number of images.
-
-    On CIFAR-10, DDPM sees each image 2,000 times (Ho et al. 2020) and EDM 4,000 times (Karras et
-    al. 2022); far beyond that, a network memorises its images.
-    """
+    """A note if there are too many training steps for the number of images."""
     num_images = len(dataset.train)
-    suiting = max(_FEWEST_STEPS, math.ceil(_EPOCHS * num_images / config.batch_size / 100) * 100)
-    epochs = config.num_steps * config.batch_size / num_images
-    if epochs <= 2 * _EPOCHS or config.num_steps <= suiting:
+    if not seen_too_often(config.num_steps, num_images, config.batch_size):
         return []
+    epochs = config.num_steps * config.batch_size / num_images
     return [
         f"each of {num_images:,} images is seen {epochs:,.0f} times, where published runs on "
-        f"small sets see theirs {_EPOCHS:,} to {2 * _EPOCHS:,} times: "
-        f"--config.num_steps={suiting} suits them"
+        "small sets see theirs 2,000 to 4,000 times: "
+        f"--config.num_steps={suiting_steps(num_images, config.batch_size)} suits them"
     ]
 
 

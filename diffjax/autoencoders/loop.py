@@ -7,7 +7,7 @@ It shares checkpoints, batches, metrics and the mesh with the training of diffus
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +29,15 @@ from diffjax.data import DataSet, all_images, batches
 from diffjax.data.augment import Augmentation
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
-from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, to_host, translate_lost_processes
+from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
-from diffjax.loop.logging import Writer, join
+from diffjax.loop.logging import ProgressBar, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
 from diffjax.loop.recorder import open_writers
 from diffjax.optimizers.base import Optimizer
@@ -214,7 +215,12 @@ def train_autoencoder(
             in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
             state = train_to_end(setup, workdir, checkpoints, should_stop, command, watchdog)
             checkpoints.wait()  # Only a state that is on disk is measured.
-        with watched(watchdog, workdir, what="batch of the evaluation") as begun:
+        stopped = f"stopped while measuring; the training in {workdir} is finished and saved"
+        with (
+            watched(watchdog, workdir, what="batch of the evaluation") as begun,
+            stop_at_once(stopped),
+            progress("measuring the autoencoder"),
+        ):
             finish(setup, workdir, state, begun)
         return write_autoencoder_page(workdir) if is_first() else workdir / workdirs.REPORT
 
@@ -263,7 +269,8 @@ def train_to_end(
     }
     with ExitStack() as stack:
         images = stack.enter_context(prefetched(setup.batches(start)))
-        writer = stack.enter_context(closing(join(open_writers(workdir, config.num_steps, start))))
+        bar = [ProgressBar(config.num_steps, start)] if is_first() else []
+        writer = stack.enter_context(closing(join([*open_writers(workdir, start), *bar])))
         step_of, perceptual = setup.compiled_step(), setup.parts.loss.perceptual.params
         perceptual = jax.device_put(perceptual, sharding.replicated(setup.mesh))
         shown = _shown(setup)
@@ -285,7 +292,8 @@ def train_to_end(
         save(start)  # A folder that can't hold a checkpoint fails now, not after an hour.
         for step in range(start + 1, config.num_steps + 1):
             begun(step)
-            state, metrics = step_of(state, step_key, next(images), perceptual)
+            with progress("compiling the training step") if step == start + 1 else nullcontext():
+                state, metrics = step_of(state, step_key, next(images), perceptual)
             window.add(metrics)
             if due(config.log_every_steps, step):
                 window.close()

@@ -135,7 +135,7 @@ class Deterministic:
 
 
 @dataclass(frozen=True)
-class Unquantised:
+class Unquantised(Variational):
     """`MOVQ`, whose latents are taken as they are, neither quantised nor scaled.
 
     Its folders have the scale of another autoencoder, which Kandinsky's models do not use.
@@ -144,37 +144,16 @@ class Unquantised:
         network: its sizes.
     """
 
-    network: MOVQ
+    network: MOVQ  # pyright: ignore[reportIncompatibleVariableOverride] it has the same methods
 
     layout: ClassVar[Family] = VQ_MODEL
     scaled: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    last_layer: ClassVar[tuple[str, ...]] = ("decoder", "final_conv", "kernel")
-
-    @property
-    def scale(self) -> int:
-        return self.network.scale
-
-    @property
-    def image_channels(self) -> int:
-        return self.network.image_channels
-
-    @property
-    def latent_channels(self) -> int:
-        return self.network.latent_channels
-
-    def check(self) -> None:
-        """Refuses nothing: none is trained here."""
 
     def encode(self, params: Any, images: Images) -> Posterior:
         """The latents of images in [-1, 1], as distributions that are all but points."""
         mean: Any = self.network.apply({"params": params}, images, method="encode")
         return Posterior(mean, jnp.full_like(mean, -30.0))
-
-    def decode(self, params: Any, latents: Latents) -> Images:
-        """The images of latents, nominally in [-1, 1]."""
-        images: Any = self.network.apply({"params": params}, latents, method="decode")
-        return images
 
 
 @dataclass(frozen=True)

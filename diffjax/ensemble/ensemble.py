@@ -25,6 +25,7 @@ from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import initial_weights, restore_or_init
@@ -246,7 +247,8 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
     members = members_of([member.setup for member in group])
     began = time.perf_counter()
     states = stack(members, [member.state for member in group])
-    take_step, state_of = compile_steps(members, states), unstacker(members)
+    with progress(f"compiling the training step of {len(group)} members"):
+        take_step, state_of = compile_steps(members, states), unstacker(members)
     _share_seconds(group, compile_seconds=time.perf_counter() - began)
     if start_step == 0:
         flops = train_flops(members.setups[0])  # members differ in numbers, not in FLOPs
@@ -261,10 +263,16 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
         each = enumerate(zip(group, recorders, strict=True))
         return [(i, member, recorder) for i, (member, recorder) in each if not member.failure]
 
+    def save_all(states: Any) -> None:
+        for i, member, recorder in going():
+            with _failing(member):
+                recorder.save(state_of(states, i))
+
     began = time.perf_counter()
     try:
         for member, recorder in zip(group, recorders, strict=True):
             recorder.save(member.state)
+            recorder.draw_beginning(member.state)
             member.state = None  # It is part of the stacked states; frees the memory.
         with prefetched(member_batches(members, training.dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
@@ -276,17 +284,19 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
                             with _failing(member), recorder.aside(state):
                                 evaluations[i].make(state, recorder.writer, begun)
                 except Interrupted:
-                    for i, member, recorder in going():
-                        with _failing(member):
-                            recorder.save(state_of(states, i))
+                    save_all(states)
                     raise
                 states, metrics = take_step(states, next(stream))
                 stop = training.should_stop() and step < num_steps
-                for i, member, recorder in going():
-                    with _failing(member):
-                        recorder.add(step, metrics_of(metrics, i))
-                        if recorder.due(step, stop):
-                            recorder.keep(step, state_of(states, i), stop)
+                try:
+                    for i, member, recorder in going():
+                        with _failing(member):
+                            recorder.add(step, metrics_of(metrics, i))
+                            if recorder.due(step, stop):
+                                recorder.keep(step, state_of(states, i), stop)
+                except Interrupted:
+                    save_all(states)
+                    raise
                 if not going():
                     return
                 if stop:

@@ -20,7 +20,13 @@ _LOG = logging.getLogger("diffjax")
 Arrays = dict[str, np.ndarray]
 
 
-def cached(folder: str | None, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+def cached(
+    folder: str | None,
+    facts: Mapping[str, Any],
+    make: Callable[[], Arrays],
+    *,
+    worth: Callable[[Arrays], bool] = lambda arrays: True,
+) -> Arrays:
     """Returns arrays from a cache file if it exists; otherwise computes and stores them.
 
     The name of the file is the hash of the facts. It is written atomically and contains a hash
@@ -31,6 +37,7 @@ def cached(folder: str | None, facts: Mapping[str, Any], make: Callable[[], Arra
         folder: folder of the files; None disables the cache.
         facts: plain JSON values on which the arrays depend.
         make: computes the numeric arrays by name.
+        worth: whether arrays that were computed are stored.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +54,8 @@ def cached(folder: str | None, facts: Mapping[str, Any], make: Callable[[], Arra
     found = _read(path, text)
     if found is None:
         found = make()
-        _write(path, text, found)
+        if worth(found):
+            _write(path, text, found)
     return found
 
 

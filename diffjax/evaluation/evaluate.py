@@ -83,13 +83,10 @@ def evaluate(
     rows = [row]
     reading = [real for real in references[1:] if texts is not None and real.extractor.texts]
     in_short = [references[0], *reading[:1]]
-    known = [_how(main)]
-    for other in others:
-        if _how(other) not in known:
-            known.append(_how(other))
-            _, another, _ = _measure(draw, other, in_short, labels, texts, all_metrics=False)
-            report(another)
-            rows.append(another)
+    for other in distinct([main, *others])[1:]:
+        _, another, _ = _measure(draw, other, in_short, labels, texts, all_metrics=False)
+        report(another)
+        rows.append(another)
     rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"], row["seed"]))
     recipe = main.recipe
     sampling = {
@@ -114,6 +111,14 @@ def evaluate(
         "by_nfe": rows,
     }
     return EvaluationResult(summary, samples)
+
+
+def distinct(recipes: Sequence[NamedRecipe]) -> list[NamedRecipe]:
+    """The recipes in their order, without those that occurred before."""
+    found: dict[tuple, NamedRecipe] = {}
+    for each in recipes:
+        found.setdefault(tuple(_how(each).items()), each)
+    return list(found.values())
 
 
 def _measure(
@@ -143,7 +148,7 @@ def _measure(
         "kernel_distance": full["kernel_distance"]["value"],
         "clip_score": full["clip_score"] and full["clip_score"]["value"],
         "retrieval_accuracy": full["retrieval_accuracy"] and full["retrieval_accuracy"]["value"],
-        "seconds": sum(seconds),
+        "seconds": sum(seconds) + batches.earlier_seconds(),
     }
     return first, row, found
 

@@ -30,10 +30,12 @@ class Batches:
     Attributes:
         num_images: total number of images.
         batches: `[B, H, W, C]` float each, in order; B may change.
+        earlier_seconds: returns how long those took that another process had drawn before.
     """
 
     num_images: int
     batches: Iterable[np.ndarray]
+    earlier_seconds: Callable[[], float] = lambda: 0.0
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Batches":

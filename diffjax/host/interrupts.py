@@ -1,15 +1,20 @@
-"""Stops a run at its next step after Ctrl-C or SIGTERM, so that it can save first."""
+"""Stops a run after Ctrl-C or SIGTERM: at its next step, so that it can save first, or at once."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from types import FrameType
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+_LONGEST_NAP_SECONDS = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,3 +83,88 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_at_once(message: str) -> Iterator[None]:
+    """Within it, a signal that `stop_signals` awaits raises `Interrupted` at once.
+
+    For work without steps, such as sampling, that loses nothing by it or whose caller saves then.
+    In a run of several processes, and outside the main thread, it changes nothing.
+
+    Args:
+        message: of the error: what was stopped, and how it goes on.
+
+    Example:
+        >>> with stop_signals() as should_stop, stop_at_once("stopped while drawing"):
+        ...     should_stop()
+        False
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        before[number](number, frame)
+        raise Interrupted(message)
+
+    alone = jax.process_count() == 1
+    in_main = threading.current_thread() is threading.main_thread()
+    # Not functions are the system's own ways: SIGTERM then ends the process.
+    changed = [n for n in numbers if callable(before[n])] if alone and in_main else []
+    for number in changed:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in changed:
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, before[number])
+
+
+def wait_for(tree: T) -> T:
+    """Waits until arrays are computed, in naps: Python handles signals between two of them.
+
+    Reading an array would wait within XLA, which handles none.
+
+    Example:
+        >>> int(wait_for(jax.numpy.ones(3)).sum())
+        3
+    """
+    began = time.monotonic()
+    for leaf in jax.tree.leaves(tree):
+        while not is_ready(leaf):
+            time.sleep(min(0.02 * (time.monotonic() - began), _LONGEST_NAP_SECONDS))
+    return tree
+
+
+def is_ready(value: Any) -> bool:
+    """Whether an array is computed; NumPy's always are."""
+    return not isinstance(value, jax.Array) or cast(Any, value).is_ready()
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """The result of `work`, computed in a thread, so that signals are handled meanwhile.
+
+    For what is compiled: XLA handles no signals. `work` may not depend on contexts of JAX, which
+    are those of a thread. If a signal raises an error, the thread goes on until it has finished.
+
+    Example:
+        >>> interruptible(lambda: 1 + 1)
+        2
+    """
+    found: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="interruptible", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LONGEST_NAP_SECONDS)
+    if errors:
+        raise errors[0]
+    return found[0]

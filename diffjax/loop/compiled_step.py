@@ -8,6 +8,7 @@ from jax import Array
 
 from diffjax.compiling import jit
 from diffjax.data.sources import Bucket
+from diffjax.host.interrupts import interruptible
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.setup import Setup, countable
 from diffjax.training.averages import Averages
@@ -60,10 +61,10 @@ def compile_train_step(
         out_shardings=(setup.shardings, replicated(setup.mesh)),
     )
     further = () if frozen_teacher is None else (frozen_teacher,)
-    programs = {
-        batch["image"].shape: jitted.lower(setup.abstract, key, batch, *further).compile()
-        for batch in batches
-    }
+    programs = {}
+    for batch in batches:
+        lowered = jitted.lower(setup.abstract, key, batch, *further)
+        programs[batch["image"].shape] = interruptible(lowered.compile)
     if len(programs) == 1 and not further:
         return next(iter(programs.values()))
     return lambda state, key, batch: programs[batch["image"].shape](state, key, batch, *further)

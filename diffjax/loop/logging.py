@@ -191,6 +191,7 @@ class ProgressBar:
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._first = self._last_line = (clock(), start_step)
+        self._shown = start_step
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -204,16 +205,26 @@ class ProgressBar:
         with suppress(OSError):
             self._show(step, scalars)
 
+    def beat(self, step: int) -> None:
+        """Shows that the run has come to a step that has no line; a quick run never needs it."""
+        now = self._clock()
+        with suppress(OSError):
+            if step > self._shown and now - self._last_line[0] >= self._interval_seconds:
+                self._show(step, {})
+
     def _show(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        self._shown = max(step, self._shown)
         if any(name.startswith("eval/") for name in scalars):
             text = f"step {step}/{self._total_steps}, {_headline(scalars)}"
             self._bar.write(text, file=self._stream)
             return
-        if not self._bar.disable:
-            self._bar.set_postfix_str(_headline(scalars), refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
         now = self._clock()
+        if not self._bar.disable:
+            if scalars:
+                self._bar.set_postfix_str(_headline(scalars), refresh=False)
+            self._bar.update(step - self._bar.n)
+            self._last_line = (now, step)
+            return
         if step >= self._total_steps or now - self._last_line[0] >= self._interval_seconds:
             left = f"{self._left(now, step)} left"
             parts = [f"step {step}/{self._total_steps}", _headline(scalars), left]

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
+from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
@@ -22,7 +23,7 @@ from diffjax.loop.begin import Begin, initial_weights, restore_or_init
 from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.loop.device_batches import device_batches
 from diffjax.loop.evaluations import Evaluations, check_evaluators
-from diffjax.loop.logging import join
+from diffjax.loop.logging import ProgressBar, join
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.recorder import Recorder, open_writers
@@ -83,7 +84,8 @@ def train(
     workdir = Path(workdir)
 
     # All checks come before the first write.
-    setup, dataset = prepared(config)
+    with progress("reading the data and checking that all parts fit"):
+        setup, dataset = prepared(config)
     profile.check(config.num_steps)
     initial = initial_weights(setup.parts, workdir)
 
@@ -161,7 +163,8 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
     #   order from there on.
     with watched(watchdog, workdir, what="checkpoint"):
         restart = math.inf if begin.restarts else restart_step(workdir)
-        state, start = restore_or_init(setup, checkpoints, dataset, begin.initial, restart)
+        with progress("making or reading the state to begin with"):
+            state, start = restore_or_init(setup, checkpoints, dataset, begin.initial, restart)
     if begin.extension is not None:
         begin.extension.record(workdir, setup, state, start["schedule_start"])
     if "init_from" in start:
@@ -179,21 +182,30 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     made = device_batches(setup, dataset, start["step"], rollbacks)
                     batches = stack.enter_context(prefetched(made))
                     schedule = config.optimizer, config.num_steps, start["schedule_start"]
-                    with workdirs.timed(workdir, "compile_seconds"):
+                    stopped = (
+                        f"stopped while compiling, at step {start['step']} of {config.num_steps} "
+                        f"in {workdir}; the same command goes on from there"
+                    )
+                    with (
+                        workdirs.timed(workdir, "compile_seconds"),
+                        stop_at_once(stopped),
+                        progress("compiling the training step"),
+                    ):
                         optimizer = scheduled(*schedule)
                         teacher = read_teacher(setup.parts, workdir)
                         train_step = compile_train_step(
                             setup, step_key, optimizer, teacher, dataset.train.buckets
                         )
-                    if start["step"] == 0:
-                        workdirs.record(workdir, train_flops_per_step=train_flops(setup))
-                    recorder = Recorder(training, start)
+                        if start["step"] == 0:
+                            workdirs.record(workdir, train_flops_per_step=train_flops(setup))
+                    with progress("setting up what is recorded"):
+                        recorder = stack.enter_context(closing(Recorder(training, start)))
                     stack.enter_context(workdirs.timed(workdir, "train_seconds"))
-                    stack.enter_context(closing(recorder))
                     evaluations = Evaluations(training, start["step"])
                     stack.enter_context(closing(evaluations))
                     # A folder that can't hold a checkpoint fails now, not after an hour.
-                    recorder.save(state)
+                    with progress("saving the first checkpoint"):
+                        recorder.save(state)
                     recorder.draw_beginning(state)
                     train_step = stack.enter_context(
                         profiled(training.profile, workdir, train_step, start["step"])
@@ -242,7 +254,8 @@ def evaluate_once(training: Training, state: TrainState, begun: Any = lambda bat
     workdir, last = training.workdir, training.setup.config.num_steps
     with closing(Evaluations(training, last)) as evaluations:
         if evaluations.due(last):
-            with closing(join(open_writers(workdir, last, last))) as writer:
+            files = [*open_writers(workdir, last), *([ProgressBar(last, last)] * is_first())]
+            with closing(join(files)) as writer:
                 evaluations.make(state, writer, begun)
     # `experiments.evaluate`, run while this trains, may have evaluated an earlier step.
     if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:
@@ -253,6 +266,7 @@ def evaluate_once(training: Training, state: TrainState, begun: Any = lambda bat
 def page(workdir: Path) -> Path:
     """Writes the run's page and returns its path."""
     # Imported here: Matplotlib takes seconds to load, and the first step should not wait for it.
-    from diffjax.reports.run_page import write_report
+    with progress("writing the report"):
+        from diffjax.reports.run_page import write_report
 
-    return write_report(workdir)
+        return write_report(workdir)

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from diffjax.errors import UserError
+from diffjax.host.interrupts import is_ready, wait_for
 from diffjax.loop.logging import Writer, join
 from diffjax.training.step import LOG_SNR_EDGES
 
 _LOG = logging.getLogger("diffjax")
+_FEWEST_AHEAD, _SECONDS_AHEAD = 8, 2.0
 _NO_MEANS = ("bin_loss", "bin_count", "worst_interval", "skipped", "skipped_in_a_row")
 
 
@@ -35,7 +37,8 @@ class MetricsWindow:
     """Averages the metrics of the steps between two log lines.
 
     A closed window is read from the devices only when the next one closes. By then its steps are
-    done, so reading does not wait, and no more than two windows of steps are ever queued.
+    done, so reading does not wait. At most eight steps are queued, or those of two seconds: a run
+    that is stopped has to finish them.
 
     Args:
         writer: receives the averages.
@@ -82,7 +85,15 @@ class MetricsWindow:
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Takes one step's metrics, still on the devices."""
         self._open = [*self._open, metrics]
-        self._steps_since_clock += 1
+        seconds = self._images_per_second / self._batch_size * _SECONDS_AHEAD
+        waiting = [*self._closed, *self._open][: -max(_FEWEST_AHEAD, int(seconds))]
+        wait_for(waiting[-1:])
+
+    def finished(self) -> int:
+        """The last step that the devices have finished; this does not wait."""
+        closed, opened = self._closed, self._open
+        done = [is_ready(next(iter(each.values()))) for each in (*closed, *opened)]
+        return self._step + (done.index(False) if False in done else len(done))
 
     def close(self) -> None:
         """Ends the open window and writes the one before it."""
@@ -100,8 +111,7 @@ class MetricsWindow:
 
     def restart_clock(self) -> None:
         """Leaves the time since the last line out of the throughput (sampling, saving)."""
-        self._clock = time.perf_counter()
-        self._steps_since_clock = 0
+        self._clock = time.perf_counter(), self.finished()
 
     def failure(self, cause: str, step: int, row: str = "") -> NonFiniteLoss:
         """The error of a run that can't go on after this step."""
@@ -118,8 +128,8 @@ class MetricsWindow:
         if not self._closed:
             return
         window, self._closed = self._checked(self._closed), []
-        self._measure_throughput()
         self._step += len(window)
+        self._measure_throughput()
         rate = {"images_per_second": self._images_per_second}
         self._writer.write(self._step, summarise(window) | rate)
 
@@ -127,7 +137,7 @@ class MetricsWindow:
         """The metrics of the steps after `self._step`, read from the devices."""
         read = [
             {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-            for metrics in jax.device_get(list(window))
+            for metrics in jax.device_get(wait_for(list(window)))
         ]
         for step, metrics in enumerate(read, start=self._step + 1):
             if step > self._checked_until:
@@ -136,10 +146,11 @@ class MetricsWindow:
         return read
 
     def _measure_throughput(self) -> None:
-        """Steps begun since the last measurement: the devices lag behind by a constant."""
-        if self._steps_since_clock:
-            seconds = max(time.perf_counter() - self._clock, 1e-9)
-            self._images_per_second = self._steps_since_clock * self._batch_size / seconds
+        """Steps that the devices have finished since the last measurement."""
+        (began, first), last = self._clock, self.finished()
+        if last > first:
+            seconds = max(time.perf_counter() - began, 1e-9)
+            self._images_per_second = (last - first) * self._batch_size / seconds
             self.restart_clock()
 
     def _check(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:

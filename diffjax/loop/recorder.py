@@ -1,7 +1,7 @@
 """Writes a run's metrics, pictures, snapshots and checkpoints while it trains."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ import numpy as np
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.host.interrupts import Interrupted
+from diffjax.host.interrupts import Interrupted, stop_at_once
 from diffjax.host.processes import is_first
+from diffjax.host.progress import progress, repeated
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
 from diffjax.loop.training import Training
@@ -31,6 +32,8 @@ from diffjax.runs.parts import Parts
 from diffjax.training.averages import power_name
 from diffjax.training.state import TrainState
 
+_BEAT_SECONDS = 5.0
+
 
 class Recorder:
     """Writes a run's metrics, pictures, snapshots and checkpoints while it trains.
@@ -49,7 +52,10 @@ class Recorder:
         self._config = config = setup.config
         self._checkpoints = checkpoints = training.checkpoints
         self._draw_grid = grid_drawer(setup.parts, dataset, workdir)
-        self.writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
+        self._workdir = workdir
+        writers = open_writers(workdir, start["step"])
+        shown = ProgressBar(config.num_steps, start["step"]) if bar and is_first() else None
+        self.writer = join([*writers, *([shown] if shown else [])])
         skip_in_a_row = setup.nonfinite.skip_in_a_row
         # Lines of steps that will be repeated are dropped here, as in the metrics.
         kept = skip_in_a_row and is_first()
@@ -69,12 +75,22 @@ class Recorder:
             self._left_out,
         )
         self._window.restore(start.get("unlogged", []))
+        self._beats = ExitStack()
+        if shown:
+            beat = repeated(lambda: shown.beat(self._window.finished()), lambda: _BEAT_SECONDS)
+            self._beats.enter_context(beat)
 
     def draw_beginning(self, state: TrainState) -> None:
-        """Writes the picture of step 0 where a run begins with trained weights."""
-        if int(state.step) == 0 and self._config.init_from:
-            self._draw_grid(state)
-            self._window.restart_clock()
+        """Writes the picture of the first step, if it should have one that is not there.
+
+        That is of step 0 where a run begins with trained weights, and of a step at which a run was
+        stopped while it drew.
+        """
+        step = int(state.step)
+        every = self._config.sample_every_steps
+        wanted = self._config.init_from if step == 0 else self._every(every, step)
+        if wanted and not picture_of(self._workdir, step).exists():
+            self._draw(step, state)
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step, still on the devices.
@@ -96,9 +112,7 @@ class Recorder:
     def keep(self, step: int, state: TrainState, stop: bool) -> None:
         """Writes the picture, the snapshot and the checkpoint of a step, those that are due."""
         if self._every(self._config.sample_every_steps, step):
-            self._window.flush()
-            self._draw_grid(state)
-            self._window.restart_clock()
+            self._draw(step, state)
         if self._snapshots and self._every(self._config.snapshot_every_steps, step):
             self._save_snapshot(self._snapshots, state)
             self._window.restart_clock()
@@ -136,9 +150,20 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the writers and waits for the snapshots."""
+        self._beats.close()
         join([self.writer, self._left_out]).close()
         if self._snapshots:
             self._snapshots.close()
+
+    def _draw(self, step: int, state: TrainState) -> None:
+        """Writes the picture of a step."""
+        stopped = (
+            f"stopped while drawing at step {step} of {self._config.num_steps} and saved in "
+            f"{self._workdir}; the same command goes on from there"
+        )
+        what = f"drawing the pictures of step {step}"
+        with self.aside(state), stop_at_once(stopped), progress(what):
+            self._draw_grid(state)
 
     def _save_snapshot(self, snapshots: Checkpoints, state: TrainState) -> None:
         """Starts to store the averages from which others are reconstructed (`runs.averages`).
@@ -165,17 +190,19 @@ class Recorder:
         return step % steps == 0 or step == self._config.num_steps
 
 
-def open_writers(
-    workdir: Path, num_steps: int, start_step: int, *, bar: bool = True
-) -> list[Writer]:
-    """The writers of metrics; only the first of several processes writes."""
+def open_writers(workdir: Path, start_step: int) -> list[Writer]:
+    """The files of metrics; only the first of several processes writes."""
     if not is_first():
         return []
-    files: list[Writer] = [
+    return [
         JSONLWriter(workdir / workdirs.METRICS, start_step),
         TensorBoardWriter(workdir / "tensorboard", start_step),
     ]
-    return [*files, ProgressBar(num_steps, start_step)] if bar else files
+
+
+def picture_of(workdir: Path, step: int) -> Path:
+    """The file of a step's picture."""
+    return workdir / "samples" / f"step_{step:08d}.png"
 
 
 def grid_drawer(parts: Parts, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
@@ -208,8 +235,7 @@ def grid_drawer(parts: Parts, dataset: DataSet, workdir: Path) -> Callable[[Trai
         model = replace(run, arrays=state).model()
         images = model.sample(run.recipe, request, batch_size=len(request))
         if is_first():
-            path = workdir / "samples" / f"step_{int(state.step):08d}.png"
-            save_png(path, images, columns, names, beside)
+            save_png(picture_of(workdir, int(state.step)), images, columns, names, beside)
         parts.codec.release()
 
     return draw_grid

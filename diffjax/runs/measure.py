@@ -1,8 +1,8 @@
 """Evaluates a run: draws samples, measures them and writes `evaluation.json`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, product
+from itertools import accumulate, count, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +16,15 @@ from diffjax.data import DataSet, Source, all_captions, all_examples
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
-from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
+from diffjax.evaluation.evaluate import Draw, NamedRecipe, distinct, evaluate
 from diffjax.evaluation.extractors.features import Extractor, check_images
 from diffjax.evaluation.image_statistics import Batches, ImageSet
 from diffjax.evaluation.label_mix import proportional_labels
-from diffjax.evaluation.reference import class_counts
+from diffjax.evaluation.reference import MAX_IMAGES, class_counts
 from diffjax.host.files import place_of, write_json
-from diffjax.host.interrupts import Interrupted
+from diffjax.host.interrupts import Interrupted, stop_at_once
 from diffjax.host.processes import is_first
+from diffjax.host.progress import Progress, progress
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import translate_storage_errors
 from diffjax.kinds import AtLeastOne, NumSteps
@@ -31,6 +32,7 @@ from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.condition_files import texts_in
 from diffjax.runs.found_grids import FOUND
+from diffjax.runs.kept_samples import KeptSamples, forget
 from diffjax.runs.likelihoods import (
     WantedBits,
     check_levels,
@@ -41,6 +43,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.results import file_of, keep_earlier
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -108,6 +111,7 @@ def measure(
 ) -> dict[str, Any]:
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
+    The evaluation of a step before the newest checkpoint is a file of its own (`file_of`).
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
     are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension, by the
     methods in `config.evaluation.likelihood`, are added to `likelihood.json`.
@@ -126,12 +130,16 @@ def measure(
 
     Raises:
         UserError: an unknown solver, grid or average, images that the extractor can't take.
-        Interrupted: `should_stop` returned True; nothing is written.
+        Interrupted: `should_stop` returned True, or a signal came. Samples that were drawn are kept
+            (`diffjax.runs.kept_samples`), and the same call goes on with them.
     """
     wired, settings = run.parts.wired, run.config.evaluation
-    extractors = wanted.extractors or own_extractors(run.config)
+    extractors = wanted.extractors or own_extractors(run.config, dataset)
+    extractors = [extractor.of(dataset) for extractor in extractors]
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
+    for recipe in (main, *others):
+        run.model(recipe.weights)  # Refused before the real images are read.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
     texts = own_prompts(run.config, wanted.prompts)
@@ -142,42 +150,95 @@ def measure(
     def beat() -> None:
         begun(next(numbers))
 
+    stopped = (
+        f"stopped while evaluating; the training in {run.workdir} is finished and saved, the same "
+        "command goes on with the evaluation"
+    )
+
     def before_samples(_: int) -> None:
         if should_stop():
-            raise Interrupted(
-                f"stopped while evaluating; the training in {run.workdir} is finished and "
-                "saved, the same command evaluates it"
-            )
+            raise Interrupted(stopped)
         beat()
 
-    references = [reference_of(dataset, extractor, beat) for extractor in extractors]
-    num_samples = wanted.num_samples or settings.num_samples
-    shares = label_shares(mix, wired, dataset, references[0].class_counts)
-    labels = proportional_labels(num_samples, shares)
-    samples = wanted_samples(wired, lambda: dataset, labels, texts)
-    draw = drawer(run, [main, *others], samples, before_samples, wanted.batch_size)
-    result = evaluate(
-        draw,
-        main,
-        references,
-        labels=samples.labels if dataset.num_classes else None,
-        texts=samples.texts,
-        others=others,
-        report=report,
-    )
-    summary = {"step": run.step, "weights": main.weights, **result.summary}
-    summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
-    for method in settings.likelihood:
-        at_once = wanted.batch_size or _LIKELIHOOD_BATCH
-        bits = WantedBits(method, num_images=num_samples, batch_size=at_once)
-        found = measure_likelihood(run, dataset, bits, begun=lambda _: beat())
-        if is_first():
-            add_likelihood(run.workdir, found)
+    with stop_at_once(stopped):
+        references = [_logged_reference(dataset, extractor, beat) for extractor in extractors]
+        num_samples = wanted.num_samples or settings.num_samples
+        shares = label_shares(mix, wired, dataset, references[0].class_counts)
+        labels = proportional_labels(num_samples, shares)
+        samples = wanted_samples(wired, lambda: dataset, labels, texts)
+        draw = drawer(run, [main, *others], samples, before_samples, wanted.batch_size)
+        recipes = distinct([main, *others])
+        with progress("evaluating", sum(map(_cost, recipes))) as evaluating:
+            result = evaluate(
+                _logged_draw(draw, recipes, evaluating),
+                main,
+                references,
+                labels=samples.labels if dataset.num_classes else None,
+                texts=samples.texts,
+                others=others,
+                report=report,
+            )
+        summary = {"step": run.step, "weights": main.weights, **result.summary}
+        summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
+        for method in settings.likelihood:
+            at_once = wanted.batch_size or _LIKELIHOOD_BATCH
+            bits = WantedBits(method, num_images=num_samples, batch_size=at_once)
+            with progress(f"measuring bits per dimension by {method}"):
+                found = measure_likelihood(run, dataset, bits, begun=lambda _: beat())
+            if is_first():
+                add_likelihood(run.workdir, found)
     if is_first():
         with translate_storage_errors(run.workdir):
-            _save_neighbours(run, references[0].train_images, result.samples)
-            write_json(run.workdir / workdirs.EVALUATION, summary)
+            keep_earlier(run.workdir, run.step)
+            write_json(path := file_of(run.workdir, workdirs.EVALUATION, run.step), summary)
+            if path.name == workdirs.EVALUATION:
+                save_neighbours(run.workdir, references[0].train_images, result.samples)
+        forget(run.workdir)
     return summary
+
+
+def _logged_reference(
+    dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
+) -> metrics.Reference:
+    """`reference_of`, whose progress is logged by the images whose features are computed."""
+    total = sum(min(len(each), MAX_IMAGES) for each in (dataset.reference, dataset.test))
+    with progress(f"reading the real images, features by {extractor.name}", total) as reading:
+        done = count(1)
+
+        def counted() -> None:
+            beat()
+            reading.at(min(next(done) * extractor.batch_size_images, total))
+
+        return reference_of(dataset, extractor, counted)
+
+
+def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progress) -> Draw:
+    """`draw`, called for each of the recipes in turn, whose progress is logged."""
+    numbers, costs = count(1), [0, *accumulate(map(_cost, recipes))]
+
+    def told(named: NamedRecipe) -> tuple[Batches, int]:
+        number, n = next(numbers), len(recipes)
+        before, cost = costs[number - 1], _cost(named)
+        how = f"{named.solver}, {named.recipe.num_steps} steps"
+        evaluating.at(before, f"evaluating {number} of {n}: {how}")
+        images, nfe = draw(named)
+        assert isinstance(images, Batches)
+
+        def counted() -> Iterator[np.ndarray]:
+            done = 0
+            for batch in images.batches:
+                done += len(batch)
+                evaluating.at(before + cost * done / images.num_images)
+                yield batch
+
+        return replace(images, batches=counted()), nfe
+
+    return told
+
+
+def _cost(named: NamedRecipe) -> int:
+    """Network evaluations per sample, at least about."""
+    return named.recipe.nfe or named.recipe.num_steps * named.recipe.calls
 
 
 def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
@@ -254,9 +315,10 @@ def drawer(
         seed = noise_seed(run.config.seed, named.seed)
         request = Request(samples.condition, seed, samples.source)
         at_once = min(most, len(request))
-        images = model.batches(named.recipe, request, at_once, begun)
+        kept = KeptSamples(run, model, named)
+        images = model.batches(named.recipe, request, at_once, begun, kept)
         nfe = model.nfe(named.recipe, next(request.batches(at_once)))
-        return Batches(len(request), images), nfe
+        return Batches(len(request), images, lambda: sum(kept.seconds)), nfe
 
     return draw
 
@@ -278,7 +340,7 @@ def noise_seed(training_seed: int, seed: int) -> int:
 
 def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     """Adds what `measure_likelihood` found to `likelihood.json`, by method and dequantisation."""
-    path = workdir / LIKELIHOOD
+    path = file_of(workdir, LIKELIHOOD, result["step"])
     name = f"{result['method']}-{result['dequantisation']}"
     write_json(path, (read_json(path) or {}) | {name: result})
 
@@ -499,26 +561,27 @@ def conditions_to_show(
     return samples.condition, samples.source
 
 
-def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
+def own_extractors(config: ConfigDict, dataset: DataSet) -> tuple[Extractor, ...]:
     """The extractors whose features a config's distances compare, the main one first.
 
     Raises:
         UserError: one of them can't be loaded.
     """
     further = (
-        build(part, Extractor, f"config.evaluation.extractors[{i}]")
+        build(part, Extractor, f"config.evaluation.extractors[{i}]").of(dataset)
         for i, part in enumerate(config.evaluation.extractors)
     )
-    return own_extractor(config), *further
+    return own_extractor(config, dataset), *further
 
 
-def own_extractor(config: ConfigDict) -> Extractor:
+def own_extractor(config: ConfigDict, dataset: DataSet) -> Extractor:
     """The extractor whose features a config's metrics compare, the main one of `own_extractors`.
 
     Raises:
         UserError: it can't be loaded.
     """
-    return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
+    extractor = build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
+    return extractor.of(dataset)
 
 
 def check_evaluation(parts: Parts, dataset: DataSet) -> None:
@@ -541,7 +604,7 @@ def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     if prompts := own_prompts(config):
         _check_prompts(parts.wired, prompts)
     _check_counts(parts, dataset)
-    for extractor in own_extractors(config):
+    for extractor in own_extractors(config, dataset):
         _check_extractor(extractor, dataset.picture_shape)
     for method in settings.likelihood:
         check_levels(dataset)
@@ -590,12 +653,12 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
-    """One row a sample: itself, then its nearest training images."""
+def save_neighbours(workdir: Path, train_images: ImageSet, samples: np.ndarray) -> None:
+    """Writes `samples/neighbours.png`; a row has a sample, and its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
     indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
-    path = run.workdir / "samples" / "neighbours.png"
+    path = workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)

@@ -17,6 +17,7 @@ from diffjax.codecs import Codec, Identity
 from diffjax.compiling import jit
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
+from diffjax.host.interrupts import wait_for
 from diffjax.host.processes import to_host
 from diffjax.models.seamless import AXES, seamless
 from diffjax.objectives.base import Objective
@@ -46,6 +47,7 @@ from diffjax.wiring import Wired, check_recipe
 Walk = Callable[..., Any]
 """`(denoise, solver, path, times[m], keys[B], x[B, H, W, C]) ->` any tree of arrays, as
 `diffjax.sampling.sample.sample` or `trace`."""
+LatentsOf = Callable[["Request", Callable[[], np.ndarray]], np.ndarray]
 _SAMPLE = Partial(sample_padded)
 _UNCHANGED = Partial(lambda solver: solver)
 
@@ -127,6 +129,9 @@ class Programs:
     wired: Wired
     mesh: Mesh
     codec: Codec = Identity()
+
+    def __repr__(self) -> str:
+        return f"Programs({self.wired!r})"
 
     @cached_property
     def decoder(self) -> Callable[[Any], np.ndarray]:
@@ -220,6 +225,9 @@ class Model:
     params: Any
     find: Callable[[str], "Model"] = _no_others
     change: Callable[[Predict], Predict] | None = None
+
+    def __repr__(self) -> str:
+        return f"Model({self.wired!r})"
 
     @property
     def wired(self) -> Wired:
@@ -347,6 +355,7 @@ class Model:
         request: Request,
         batch_size: int = 256,
         begun: Callable[[int], Any] = lambda number: None,
+        latents_of: LatentsOf = lambda some, draw: draw(),
     ) -> Iterator[np.ndarray]:
         """As `sample`, batch by batch, each of them checked.
 
@@ -356,11 +365,14 @@ class Model:
             batch_size: samples at a time; rounded up to what the mesh divides.
             begun: called with the number of each batch, from 1, before it is drawn; what it raises
                 ends the drawing.
+            latents_of: returns the latents of a batch, from `(its request, a function that draws
+                them)`: it may have them already.
 
         Raises:
             UserError: as `sample` and `check_finite`.
         """
-        for latents in self.latent_batches(recipe, request, batch_size, begun):
+        for some, latents in self._batches(recipe, request, batch_size, begun, latents_of):
+            self.check_finite(latents, recipe, some)
             yield self.decoded(latents)
 
     def latent_batches(
@@ -381,6 +393,7 @@ class Model:
         request: Request,
         batch_size: int,
         begun: Callable[[int], Any] = lambda number: None,
+        latents_of: LatentsOf = lambda some, draw: draw(),
     ) -> Iterator[tuple[Request, np.ndarray]]:
         self._check(recipe, request)
         plan, weights = self._plan(recipe)
@@ -388,10 +401,14 @@ class Model:
         times, place = padded(recipe.times(self.wired.path)), batch_sharding(self.mesh)
         for number, some in enumerate(request.batches(size), start=1):
             begun(number)
-            # The last batch is filled up, so that every batch has the shape that was compiled.
-            rows = spread(_rows(some.filled(size)), place)
-            images = self.programs.draw(plan, weights, _SAMPLE, times, rows)
-            yield some, to_host(images)[: len(some)]
+
+            def draw(some: Request = some) -> np.ndarray:
+                # The last batch is filled up, so that every batch has the shape that was compiled.
+                rows = spread(_rows(some.filled(size)), place)
+                images = self.programs.draw(plan, weights, _SAMPLE, times, rows)
+                return to_host(wait_for(images))[: len(some)]
+
+            yield some, latents_of(some, draw)
 
     def trace(self, recipe: Recipe, request: Request) -> Trace:
         """The states from noise to the latents that `sample_latents` returns, in one batch."""
@@ -481,7 +498,7 @@ class Model:
         self._check(recipe, request)
         plan, weights = self._plan(recipe)
         walk = walk if isinstance(walk, Partial) else Partial(walk)
-        return to_host(self.programs.draw(plan, weights, walk, times, _rows(request)))
+        return to_host(wait_for(self.programs.draw(plan, weights, walk, times, _rows(request))))
 
     def lower(self, recipe: Recipe, batch_size: int) -> jax.stages.Lowered:
         """The program with which `sample` draws a batch, to be compiled.

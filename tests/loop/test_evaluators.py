@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +27,7 @@ from diffjax.loop.evaluations import Evaluations, check_evaluators
 from diffjax.loop.logging import join
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.process.targets import Noise
+from diffjax.reports.pictures import save_png
 from diffjax.reports.run_page import write_report
 from diffjax.runs.evaluators import Samples, Validation
 from diffjax.runs.setup import Setup, set_up
@@ -151,6 +155,21 @@ def test_a_killed_run_neither_doubles_nor_loses_values(measured_run, tmp_path):
 
 
 @pytest.mark.usefixtures("_alone")
+def test_a_run_that_is_rolled_back_has_the_best_state_before(measured_run, tmp_path):
+    """Step 4 is the best and step 2 was the best at the checkpoint of step 3, which is left."""
+    copy = shutil.copytree(measured_run, tmp_path / "run")
+    assert sorted(int(path.name) for path in (copy / "best").glob("[0-9]*")) == [2, 4]
+    setup = set_up(config_of(), (8, 8, 1), digits().condition)
+    with closing(checkpoints_of(setup, copy)) as checkpoints:
+        training = Training(setup, digits(), copy, checkpoints)
+        with closing(Evaluations(training, 3)) as rolled_back:
+            assert rolled_back.best() == {"metric": "known/value", "step": 2, "value": 3.0}
+    assert best_of(copy)["step"] == 2
+    assert diffjax.load(copy, step="best", allowed_packages=PACKAGES).step == 2
+    assert (copy / "best_left" / "4").exists()
+
+
+@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize(
     ("stop_at", "step"), [(8, 4), pytest.param(12, 6, marks=pytest.mark.thorough)]
 )
@@ -176,6 +195,31 @@ def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path
     means = values_of(tmp_path, "mean")
     best = max((step for step in means if step != 5), key=means.get)
     assert best_of(tmp_path)["step"] == best
+
+
+def test_a_stop_amid_a_picture_saves_and_the_picture_is_drawn_later(
+    measured_run, tmp_path, monkeypatch
+):
+    leave_out_the_rest(monkeypatch)
+    drawn: list[int] = []
+
+    def drawer(parts, dataset, workdir):
+        def draw(state):
+            drawn.append(int(state.step))
+            if len(drawn) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30.0)
+            save_png(recorder.picture_of(workdir, drawn[-1]), np.zeros((1, 8, 8, 1)))
+
+        return draw
+
+    monkeypatch.setattr(recorder, "grid_drawer", drawer)
+    with pytest.raises(Interrupted, match="stopped while drawing at step 4 of 6 and saved in"):
+        loop.train(config_of(), tmp_path)
+    loop.train(config_of(), tmp_path)
+    assert drawn == [4, 4, 6]
+    assert json.dumps(logged(tmp_path)) == json.dumps(logged(measured_run))
+    assert_same(arrays_of(tmp_path), arrays_of(measured_run), rtol=0, atol=0)
 
 
 def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(

@@ -184,6 +184,25 @@ def test_without_a_terminal_a_plain_line_comes_every_interval_and_at_the_end():
     ]
 
 
+def test_steps_between_two_lines_are_shown_if_these_are_far_apart():
+    stream, now = io.StringIO(), [0.0]
+    bar = ProgressBar(100, stream=stream, interval_seconds=10.0, clock=lambda: now[0])
+    for seconds, step in [(5.0, 5), (10.0, 10), (15.0, 12), (25.0, 12), (30.0, 12), (40.0, 20)]:
+        now[0] = seconds
+        bar.beat(step)
+    assert stream.getvalue().splitlines() == [
+        "step 10/100, 01:30 left",
+        "step 12/100, 03:03 left",
+        "step 20/100, 02:40 left",
+    ]
+    terminal = _Terminal()
+    bar = ProgressBar(100, stream=terminal, interval_seconds=0.0, clock=lambda: now[0])
+    bar.write(10, {"loss": 0.125})
+    bar.beat(30)
+    bar.close()
+    assert "step 30/100" in terminal.getvalue().split("\r")[-1]
+
+
 @pytest.mark.parametrize("stream", [io.StringIO(), _Terminal()])
 def test_each_metric_of_an_evaluator_is_a_line_at_once(stream):
     bar = ProgressBar(100, stream=stream, clock=lambda: 0.0)

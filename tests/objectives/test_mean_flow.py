@@ -134,7 +134,9 @@ def said_and_expected(path, label):
 
 
 @every_path
-@pytest.mark.parametrize("label", [TimeLabel(1.0), LogSNRLabel()])
+@pytest.mark.parametrize(
+    "label", [TimeLabel(1.0), pytest.param(LogSNRLabel(), marks=pytest.mark.thorough(tenth=False))]
+)
 def test_a_network_is_told_both_times(path, label):
     """One time is both."""
     found, expected, alone, both = said_and_expected(path, label)

@@ -226,6 +226,7 @@ def test_changes_of_activations_do_not_grow_with_the_width():
     assert slopes[0][1] > slopes[32][1] + 0.2, slopes
 
 
+@pytest.mark.thorough
 def test_the_study_trains_and_draws():
     config = config_of()
     config.num_steps = 3

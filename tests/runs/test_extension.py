@@ -174,7 +174,11 @@ def test_a_restart_that_is_interrupted_goes_on_as_it_began(
 
 
 @pytest.mark.parametrize(
-    ("saved_at", "kept", "start", "count"), [(5, 0, 5, 0), (7, 0, 5, 0), (9, 7, 7, 5)]
+    ("saved_at", "kept", "start", "count"),
+    [
+        (9, 7, 7, 5),
+        *(pytest.param(n, 0, 5, 0, marks=pytest.mark.thorough(tenth=False)) for n in (5, 7)),
+    ],
 )
 def test_a_checkpoint_of_before_a_restart_begins_its_schedule(saved_at, kept, start, count):
     """After a roll-back behind step 7 as well; of 7 and 5 steps some had been left out."""

@@ -86,6 +86,7 @@ def test_live_and_all_averages_begin_with_the_weights_and_all_else_is_fresh(
     assert json.loads((workdir / "run.json").read_text())["init_from"] == noted
 
 
+@pytest.mark.thorough
 def test_the_page_says_what_a_run_began_with(copy_of_run):
     run = json.loads((copy_of_run / "run.json").read_text())
     source = {"folder": "runs/older", "weights": "live", "step": 1200, "sha256": "0123456789"}

@@ -58,6 +58,7 @@ def test_a_class_that_there_is_not():
         labels_in_mix(run_on([90, 10]), 10, "c")
 
 
+@pytest.mark.thorough
 def test_reflow_draws_as_many_of_each_digit_as_there_are(tmp_path, monkeypatch):
     """Of as many pairs as training images each class has its own number of them."""
     monkeypatch.setattr(

@@ -34,7 +34,8 @@ def recipe(run):
 REQUEST = Request(np.array([3, 1, 4, 1, 5]), seed=2)
 
 
-@pytest.mark.parametrize("window", [3, 8])  # eight devices divide the second
+# Eight devices divide the second.
+@pytest.mark.parametrize("window", [3, pytest.param(8, marks=pytest.mark.thorough(tenth=False))])
 def test_traces_and_parallel_samples_end_where_samples_do(run, recipe, window):
     model = run.model()
     images = model.sample(recipe, REQUEST)

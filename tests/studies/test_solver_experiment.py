@@ -26,6 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(solvers, "SIZES", {"DiT-S/2": tiny})
 
 
+@pytest.mark.thorough
 def test_errors_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}") == 0
     table = (tmp_path / "convergence.md").read_text()
