@@ -45,6 +45,7 @@ from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
 from diffjax.objectives.distribution_matching import DistributionMatching
+from diffjax.objectives.flow_anchored import FlowAnchored
 from diffjax.objectives.latent_consistency import LatentConsistency
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -169,6 +170,7 @@ TIMES: Table = MappingProxyType(
         "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
         "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
+        "logit_normal_facm": spec(times.LogitNormal, mean=-0.8, std=1.6),
         "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
@@ -215,6 +217,10 @@ LOSSES: Table = MappingProxyType(
         "flow_map": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Lagrangian)),
         "flow_map_eulerian": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Eulerian)),
         "flow_map_progressive": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Progressive)),
+        "flow_anchored_consistency": spec(FlowAnchored),
+        "flow_anchored_consistency_distillation": spec(
+            FlowAnchored, prediction=spec(FromTeacher, guidance_scale=1.75)
+        ),
         "consistency": spec(Consistency, averaged_target=True),
         "improved_consistency": spec(
             Consistency,
@@ -614,6 +620,13 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Flow maps by Lagrangian self-distillation: |∂X/∂r - sg v(X, r)|² with the end X of a
             # step from t to r, and flow matching. Boffi et al. 2025 (arXiv:2505.18825).
             "flow_map": {**_MEAN_FLOW, "times": "uniform", "loss": "flow_map"},
+            # FACM: |u(x_t, t, t) - v|² + 1 - cos, and MeanFlow's identity from t to the end with a
+            # target that is clipped and relaxed. Peng et al. 2025 (arXiv:2507.03738).
+            "facm": {
+                **_MEAN_FLOW,
+                "times": "logit_normal_facm",
+                "loss": "flow_anchored_consistency",
+            },
             # Consistency training: |f(x_σ, σ) - sg f_ema(x_σ', σ')|² for neighbours σ' < σ of 2 to
             # 150 levels, uniformly. Song et al. 2023 (arXiv:2303.01469), algorithm 3.
             "consistency": {**_EDM, "times": "uniform_root", "loss": "consistency"},
