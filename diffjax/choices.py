@@ -48,6 +48,8 @@ from diffjax.objectives.consistency import (
 from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.distribution_matching import DistributionMatching
+from diffjax.objectives.flow_anchored import FlowAnchored
 from diffjax.objectives.latent_consistency import LatentConsistency
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -174,6 +176,7 @@ TIMES: Table = MappingProxyType(
         "logit_normal": spec(times.LogitNormal),
         "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
         "logit_normal_soflow": spec(times.LogitNormal, mean=-0.2),
+        "logit_normal_facm": spec(times.LogitNormal, mean=-0.8, std=1.6),
         "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
@@ -224,6 +227,10 @@ LOSSES: Table = MappingProxyType(
         "solution_flow": spec(solution_flow.SolutionFlow),
         "terminal_velocity": spec(terminal_velocity.TerminalVelocity),
         "drifting": spec(drifting.Drifting),
+        "flow_anchored_consistency": spec(FlowAnchored),
+        "flow_anchored_consistency_distillation": spec(
+            FlowAnchored, prediction=spec(FromTeacher, guidance_scale=1.75)
+        ),
         "consistency": spec(Consistency, averaged_target=True),
         "improved_consistency": spec(
             Consistency,
@@ -240,6 +247,7 @@ LOSSES: Table = MappingProxyType(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
         "latent_consistency_distillation": spec(LatentConsistency),
+        "distribution_matching": spec(DistributionMatching),
         "progressive_distillation": spec(ProgressiveDistillation),
         "guidance_distillation": spec(
             GuidanceDistillation, prediction=spec(FromTeacher, guidance_scale=2.0)
@@ -646,6 +654,13 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Terminal velocity matching: |∂X/∂s - sg v_ema(X, s)|² with the end X of a step to s,
             # and |v(x_s', s') - (eps - x0)|². Zhou et al. 2025 (arXiv:2511.19797).
             "tvm": {**_MEAN_FLOW, "loss": "terminal_velocity"},
+            # FACM: |u(x_t, t, t) - v|² + 1 - cos, and MeanFlow's identity from t to the end with a
+            # target that is clipped and relaxed. Peng et al. 2025 (arXiv:2507.03738).
+            "facm": {
+                **_MEAN_FLOW,
+                "times": "logit_normal_facm",
+                "loss": "flow_anchored_consistency",
+            },
             # Consistency training: |f(x_σ, σ) - sg f_ema(x_σ', σ')|² for neighbours σ' < σ of 2 to
             # 150 levels, uniformly. Song et al. 2023 (arXiv:2303.01469), algorithm 3.
             "consistency": {**_EDM, "times": "uniform_root", "loss": "consistency"},
@@ -674,6 +689,9 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "noise_label": "step",
                 "loss": "latent_consistency_distillation",
             },
+            # DMD2: ½·|x - sg(x - g)|², g = (x0_fake - x0_T)/mean |x - x0_T| at noisy samples, and
+            # EDM's loss of the fake score on samples. Yin et al. 2024 (arXiv:2405.14867).
+            "dmd2": {**_EDM, "times": "uniform_root", "loss": "distribution_matching"},
             # Progressive distillation: max(SNR, 1)·|x0_net - x0|², where x0 is such that one step
             # of DDIM ends where two of the teacher do. Salimans & Ho 2022 (arXiv:2202.00512).
             "progressive": {
