@@ -40,6 +40,7 @@ def test_samples_for_other_programs_are_those_of_the_picture(loaded_once, tmp_pa
     assert "--film goes with a picture" in capsys.readouterr().err
 
 
+@pytest.mark.thorough(tenth=False)
 def test_edited_images_are_arrays_too(loaded_once, tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
     mask = np.zeros((8, 8), np.uint8)
