@@ -126,6 +126,14 @@ def test_a_table_without_labels_leaves_them_to_subfolders(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat")
     data = image_folder(str(tmp_path), image_size=2, test_fraction=0)
     assert found(data)[0] == [("cat/0.png", "cat")]
+    assert data.facts["classes"] == (
+        "from subfolders: cat 1 (metadata.csv has no column label, but file_name, text)"
+    )
+    with pytest.raises(UserError, match=r"=txt: no such column of .*csv; did you mean 'text'"):
+        image_folder(str(tmp_path), label_column="txt")
+    (tmp_path / "metadata.csv").unlink()
+    with pytest.raises(UserError, match=r"label_column=breed: no such column in .*without a table"):
+        image_folder(str(tmp_path), label_column="breed")
 
 
 @pytest.mark.parametrize(
