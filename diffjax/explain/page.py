@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import duration, number, percent, three_digits
+from diffjax.evaluation.tables import duration, number, three_digits
 from diffjax.explain.drawing import draw_network, plain
 from diffjax.explain.facts import Facts, gathered
 from diffjax.explain.levels import NUM_LEVELS
@@ -28,6 +28,7 @@ from diffjax.reports.pictures import image_grid
 
 PAGE = "explain.html"
 """The name of the page in the folder of a run."""
+MINUS = "\N{MINUS SIGN}"
 _LARGEST_PNG = 40  # pixels of the longer side; larger pictures are lossy, or noise takes megabytes
 _QUALITY = 80
 _GAP = 1 / 8  # between pictures, of their width
@@ -107,12 +108,12 @@ def page(facts: Facts) -> str:
     )
     environment.filters |= {
         "number": number,
-        "percent": percent,
+        "share": lambda x: f"{100 * x:.0f} %",
         "three": three_digits,
-        "two": lambda x: f"{x:.2f}".replace("-", "\u2212"),
-        "five": lambda x: f"{x:.5f}".replace("-", "\u2212"),
+        "two": lambda x: f"{x:.2f}".replace("-", MINUS),
+        "five": lambda x: f"{x:.5f}".replace("-", MINUS),
         "apart": apart,
-        "signed": lambda x: f"{x:+.2f}".replace("-", "\u2212"),
+        "signed": lambda x: f"{'+' if x >= 0 else MINUS} {abs(x):.2f}",
         "listed": listed,
         "row": row,
     }
@@ -220,7 +221,7 @@ def apart(before: float, after: float) -> tuple[str, str]:
         (('−0.0421611', '−0.0421605'), ('0.500000000', '0.500000000'))
     """
     for decimals in range(4, 10):
-        one, other = (f"{x:.{decimals}f}".replace("-", "−") for x in (before, after))
+        one, other = (f"{x:.{decimals}f}".replace("-", MINUS) for x in (before, after))
         if one != other and abs(before - after) > 2 * 10.0**-decimals:
             break
     return one, other
