@@ -137,6 +137,7 @@ def _content(facts: Facts) -> dict[str, Any]:
             "num_steps": config.num_steps,
             "batch_size": config.batch_size,
             "weights": config.weights,
+            "own_steps": run.recipe.num_steps,
             "num_params": run.parts.wired.num_params,
             "seconds": duration(record.get("train_seconds")),
             "device": record.get("device", ""),
