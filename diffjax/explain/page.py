@@ -32,6 +32,7 @@ MINUS = "\N{MINUS SIGN}"
 _LARGEST_PNG = 40  # pixels of the longer side; larger pictures are lossy, or noise takes megabytes
 _QUALITY = 80
 _GAP = 1 / 8  # between pictures, of their width
+_NEAR = 0.5  # of the distance of training pictures: pictures of one step are nearly their mean
 _ROWS = 4  # of samples of each condition on the dial
 
 KINDS = {
@@ -293,7 +294,9 @@ def _means(facts: Facts) -> dict[str, Any]:
     if found.titles is not None and facts.way_titles is not None:
         pairs = zip(found.titles, facts.way_titles, strict=True)
         right = sum(one == other for one, other in pairs)
+    few = facts.meaning is not Meaning.POSTERIOR_MEAN
     return {
+        "blurs": not few and found.to_mean < _NEAR * found.of_examples,
         "nearest": row(found.nearest),
         "examples": row(found.examples),
         "right": right,
