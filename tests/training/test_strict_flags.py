@@ -89,7 +89,11 @@ def test_both_networks_train(model):
 
 
 QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
-OF_V = "continuous_consistency", "continuous_consistency_distillation"
+OF_V = (
+    "continuous_consistency",
+    "continuous_consistency_distillation",
+    "score_regularised_consistency",
+)
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in choices.WRAPPERS),
