@@ -57,10 +57,11 @@ _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> None:
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`;
-    without a file they are None, if it is optional.
+    `main` receives the locked config as `args.config`, the file's stem as `args.config_name`, and
+    the names of the settings on the command line as `args.given`; without a file the first two are
+    None, if it is optional.
     """
-    about = "config file, with choices after a colon: configs/digits.py:objective=ddpm"
+    about = "config file, or its name, with choices after a colon: digits:objective=ddpm"
     more = "" if optional else "; every setting in it is also a flag: --config.num_steps=100"
     flags.DEFINE_string("config", "" if optional else None, about + more, flag_values=flag_values)
 
@@ -214,8 +215,8 @@ def save(path: str, text: str) -> None:
 
 
 def config_names() -> list[str]:
-    """Names of the config files in the folder `configs`."""
-    return sorted(path.stem for path in Path("configs").glob("*.py"))
+    """Names of the config files in the folder `configs`, of this folder or installed."""
+    return sorted(path.stem for path in config_files.place_of("digits").parent.glob("*.py"))
 
 
 def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:
@@ -315,7 +316,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     if not location and flag.default == "" and not flag.present:
         parsed = _read(flag_values, argv)
         values = {name: parsed[name].value for name in names}
-        return SimpleNamespace(**values | {"config": None, "config_name": None})
+        return SimpleNamespace(**values | {"config": None, "config_name": None, "given": []})
     config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)
@@ -339,6 +340,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     values = {name: parsed[name].value for name in names}
     values["config"] = config_files.lock(config, settings)
     values["config_name"] = config_files.name_of(location)
+    values["given"] = [name for name in settings if parsed[name].present]
     return SimpleNamespace(**values)
 
 

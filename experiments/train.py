@@ -6,15 +6,17 @@ r"""Train a model, evaluate it, and write its report.
 
   python -m experiments.train --config=configs/digits.py --config.num_steps=2400 --extend
 
+  python -m experiments.train --config=configs/imagenet256.py --auto
+
 The same command resumes an interrupted run, or reports that the run is finished; --extend makes a
-run longer.
+run longer; --auto chooses mesh, compute type and parts of the batch for the devices.
 """
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 from absl import flags
@@ -31,24 +33,14 @@ from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
 from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
+from diffjax.performance.planning import fitting
+from diffjax.performance.planning.search import changed
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
 from diffjax.runs.measure import own_extractor
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
 from experiments import cli, shared_flags
-
-
-class Extend(flags.ArgumentParser):
-    """A flag that may have a value: `--extend`, `--extend=continue`, `--extend=restart`."""
-
-    def parse(self, argument: Any) -> bool | str:
-        """The value as `train` takes it."""
-        choices = {"true": True, "false": False, "continue": "continue", "restart": "restart"}
-        if str(argument).lower() not in choices:
-            raise ValueError("give --extend alone, or continue or restart")
-        return choices[str(argument).lower()]
-
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -57,6 +49,11 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, print a summary, and stop", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "auto", False, "choose mesh, compute type, rematerialisation and parts of the batch for this "
+    "machine by plan, and print them; settings on the command line stay (docs/devices.md)",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string(
     "profile_steps", None, "first and last step to trace to WORKDIR/profile, such as 10:13",
     flag_values=FLAGS,
@@ -65,14 +62,7 @@ flags.DEFINE_string(
     "compilation_cache", None, "folder of compiled programs, for quick starts; by default "
     "JAX_COMPILATION_CACHE_DIR or ~/.cache/diffjax", flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_flag(
-    flags.Flag(
-        Extend(), None, "extend", False, "go on with this run though its config differs, as with "
-        "more steps: --extend, or --extend=continue or --extend=restart where the learning rate "
-        "depends on the number of steps", boolean=True,
-    ),
-    FLAGS,
-)  # fmt: skip
+shared_flags.define_extend(FLAGS)
 shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
 
@@ -81,6 +71,8 @@ def main(args: SimpleNamespace) -> None:
     """Trains a run, or prints its config or summary."""
     config = args.config
     workdir = Path(args.workdir or Path("runs") / config.name)
+    if args.auto:
+        config = for_this_machine(config, workdir, args.given)
     profile = parse_steps(args.profile_steps)
     profile.check(config.num_steps)
     if args.print_config:
@@ -104,6 +96,36 @@ def main(args: SimpleNamespace) -> None:
     if not is_first():
         return
     print(f"{headline(workdir)}\nopen {page}")
+
+
+def for_this_machine(config: ConfigDict, workdir: Path, given: Sequence[str]) -> ConfigDict:
+    """The config with the settings that suit the devices; prints them and why.
+
+    A run that exists goes on as it began, but for its mesh.
+
+    Raises:
+        UserError: it fits by no settings.
+    """
+    devices = jax.devices()
+    begun = read_json(workdir / workdirs.CONFIG) or {}
+    values = {}
+    for name in fitting.SETTINGS[1:]:
+        *groups, key = name.split(".")
+        group = begun.get(groups[0], {}) if groups else begun
+        if key in group and f"config.{name}" not in given:
+            values[name.replace(".", "__")] = group[key]
+    if values:
+        given = [*given, *(f"config.{name.replace('__', '.')}" for name in values)]
+        print(f"auto: {', '.join(values).replace('__', '.')}: as {workdir} began", file=sys.stderr)
+    found = fitting.fitted(
+        changed(config, **values),
+        fitting.attached(devices),
+        bfloat16=fitting.multiplies_bfloat16(devices[0]),
+        given=given,
+    )
+    for name, reason in found.reasons.items():
+        print(f"auto: {name}={reason}", file=sys.stderr)
+    return found.config.lock()
 
 
 def out_of_memory(config: ConfigDict) -> str:
