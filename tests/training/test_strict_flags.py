@@ -88,7 +88,8 @@ def test_both_networks_train(model):
     trace(f"model={model}")
 
 
-QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
+QUICK = "objective=imm", "objective=dmd2", "wrappers=dispersive", "uniforms=stratified"
+QUICK += "optimizer=muon", "objective=edm2"
 OF_V = (
     "continuous_consistency",
     "continuous_consistency_distillation",
