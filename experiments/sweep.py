@@ -6,7 +6,8 @@
   python -m experiments.sweep --sweep=FILE --search=random --trials=20 --finalists=3
   python -m experiments.sweep --sweep=FILE --search=optuna --trials=40 --workers=4
 
-Each cell is a run of experiments.train in its own folder. All cells are built and checked
+Each cell is a run of experiments.train in its own folder; --extend makes all of them longer, with
+--override=config.num_steps=N. All cells are built and checked
 before the first one trains. The same command resumes a sweep that was stopped for any reason. It
 tries a failed cell again; the cell's output is in output.txt in its folder. With several values
 of config.seed the report has a verdict: which arms are worse than the best, or inconclusive.
@@ -40,7 +41,14 @@ from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
 from diffjax.runs import workdirs
-from diffjax.sweeps.cells import Planned, grouped_cells, is_finished, plan_cells, train_cells
+from diffjax.sweeps.cells import (
+    Planned,
+    extend_flag,
+    grouped_cells,
+    is_finished,
+    plan_cells,
+    train_cells,
+)
 from diffjax.sweeps.engines import ENGINES, Job, parse_options
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.run import run_workers
@@ -55,7 +63,7 @@ from diffjax.sweeps.search import (
 )
 from diffjax.sweeps.sweep import STEPS, Cell, Sweep
 from diffjax.sweeps.worker import in_subprocess, units, work
-from experiments import cli
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "Python file with a get_sweep()", flag_values=FLAGS)
@@ -66,6 +74,7 @@ flags.DEFINE_multi_string(
     "a setting for all cells, for example config.data.path=FOLDER; can be repeated",
     flag_values=FLAGS,
 )
+shared_flags.define_extend(FLAGS)
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
 flags.DEFINE_bool("status", False, "show the status of all cells, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
@@ -125,7 +134,9 @@ def main(args: SimpleNamespace) -> int:
     shared = overrides(args.override, sweep)
     sweep = replace(sweep, overrides={**sweep.overrides, **shared})
     if args.cells:
-        errors = train_cells(named(read_cells(workdir, sweep), args.cells), workdir)
+        errors = train_cells(
+            named(read_cells(workdir, sweep), args.cells), workdir, extend=args.extend
+        )
         for name, error in errors.items():
             print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
         return 2 if errors else 0
@@ -136,6 +147,8 @@ def main(args: SimpleNamespace) -> int:
     for engine, given in options.items():
         if given and engine != args.engine:
             raise UserError(f"--{engine} needs --engine={engine}, not --engine={args.engine}")
+    if args.extend and (args.ensemble > 1 or args.search):
+        raise UserError("--extend trains each cell by itself: leave --ensemble and --search out")
     if args.finalists and not args.search:
         raise UserError("--finalists needs --search: they are the best trials of a search")
     command = sweep_command(args, workdir, shared)
@@ -170,7 +183,8 @@ def train_planned(
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / SWEEP, {**plan(args.sweep, sweep, planned, ensembles), **facts})
     given = parse_options({"slurm": args.slurm, "ray": args.ray}.get(args.engine, ""))
-    job = Job(worker_command(args.sweep, workdir), args.workers, workdir / "workers", given)
+    words = worker_command(args.sweep, workdir, args.extend)
+    job = Job(words, args.workers, workdir / "workers", given)
     with stop_signals() as should_stop:
         todo = units(planned.cells, ensembles)
         run_workers(ENGINES[args.engine], job, todo, workdir, Live(workdir), should_stop)
@@ -186,16 +200,16 @@ def search(args: SimpleNamespace, sweep: Sweep, workdir: Path, command: str) -> 
     if args.search == "random" or args.dry_run:
         trials = random_trials(sweep, args.trials, args.search_seed)
         status = train_sweep(args, replace(sweep, trials=trials), workdir, facts)
-        told = [] if args.dry_run else results_of(replace(sweep, trials=trials), workdir)
+        results = [] if args.dry_run else results_of(replace(sweep, trials=trials), workdir)
     else:
-        status, told = search_adaptively(args, sweep, workdir, facts)
-    if args.dry_run or not args.finalists or not any(value is not None for _, value in told):
+        status, results = search_adaptively(args, sweep, workdir, facts)
+    if args.dry_run or not args.finalists or not any(value is not None for _, value in results):
         return status
     finalists = replace(
         sweep,
         axes={**sweep.axes, "config.seed": fresh_seeds(sweep, args.final_seeds)},
-        trials=best_trials(told, args.finalists),
-        question=f"{sweep.question} The best {args.finalists} of {len(told)} trials, with fresh "
+        trials=best_trials(results, args.finalists),
+        question=f"{sweep.question} The best {args.finalists} of {len(results)} trials, with fresh "
         "seeds, which did not choose them.".strip(),
     )
     print(f"\nfinalists, with {args.final_seeds} fresh seeds:", file=sys.stderr)
@@ -241,16 +255,16 @@ def search_adaptively(
             ensembles = [*ensembles, *groups]
             known = {**facts, "search": {**facts["search"], "tried": tried}}
             train_planned(args, sweep, workdir, planned, ensembles, known)
-        told = results_of(replace(sweep, trials=tried), workdir) if tried else []
+        results = results_of(replace(sweep, trials=tried), workdir) if tried else []
         new = adaptive_trials(
-            sweep, told, min(args.workers, args.trials - len(tried)), args.search_seed
+            sweep, results, min(args.workers, args.trials - len(tried)), args.search_seed
         )
         if not new:
             break
         tried = [*tried, *new]
     for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    return conclude(sweep, planned.cells, workdir), told
+    return conclude(sweep, planned.cells, workdir), results
 
 
 def results_of(sweep: Sweep, workdir: Path) -> list[tuple[Trial, float | None]]:
@@ -304,7 +318,8 @@ def sweep_command(args: SimpleNamespace, workdir: Path, shared: Mapping[str, str
     if args.search:
         of_search = ("search", "trials", "search_seed", "finalists", "final_seeds")
         words += [f"--{name}={getattr(args, name)}" for name in of_search]
-    return shlex.join([*words, *(f"--override={name}={text}" for name, text in shared.items())])
+    words += [f"--override={name}={text}" for name, text in shared.items()]
+    return shlex.join([*words, *extend_flag(args.extend)])
 
 
 def plan(
@@ -366,10 +381,11 @@ def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
     return cells
 
 
-def worker_command(file: str, workdir: Path) -> list[str]:
+def worker_command(file: str, workdir: Path, extend: bool | str = False) -> list[str]:
     """The words of the command that starts a worker."""
     command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}", "--worker"]
-    return [*command, f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+    command += [f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+    return [*command, *extend_flag(extend)]
 
 
 def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
@@ -379,7 +395,7 @@ def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
     except ValueError as error:
         raise UserError(f"--since={args.since} is not a time: {error}") from None
     cells = read_cells(workdir, sweep)
-    run = in_subprocess(args.sweep, workdir)
+    run = in_subprocess(args.sweep, workdir, extend_flag(args.extend))
     with stop_signals() as should_stop:
         work(
             units(cells, read_plan(workdir)["ensembles"]),

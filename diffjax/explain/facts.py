@@ -19,6 +19,7 @@ from diffjax.explain.lesson import Lesson, lesson
 from diffjax.explain.levels import NUM_LEVELS, Levels, at_levels, level_of, times_of_levels
 from diffjax.explain.network_parts import Part, network_parts
 from diffjax.explain.way_back import WayBack, way_back
+from diffjax.host.progress import progress
 from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run, load
 from diffjax.runs.measure import conditions_to_show, own_extractor
@@ -139,17 +140,21 @@ def gather(
             f"{run.workdir} makes images from images, and the page explains models that start from "
             "noise: use experiments.report"
         )
-    examples, kind = Examples.of(run, dataset), wired.condition
-    n = pictures_shown(dataset.picture_shape)
-    rows = examples.shown(n)
-    cond = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.condition)
-    clean, decoded = examples.images[rows], _decoder(model)
-    levels = at_levels(model, run.recipe.grid, clean, cond)
-    taught = lesson(lesson_of or run, dataset)
-    shown, _ = conditions_to_show(wired, lambda: dataset, n)
-    way = way_back(model, run.recipe, shown, num_steps, seed=0)
-    titles = kind.titles(shown)
-    found, why = _dial(run, model, dataset)
+    with progress("reading training pictures") as working:
+        examples, kind = Examples.of(run, dataset), wired.condition
+        n, decoded = pictures_shown(dataset.picture_shape), _decoder(model)
+        rows = examples.shown(n)
+        cond = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.condition)
+        clean = examples.images[rows]
+        working.at(1, "guessing pictures at noise levels")
+        levels = at_levels(model, run.recipe.grid, clean, cond)
+        working.at(2, "taking one training step")
+        taught = lesson(lesson_of or run, dataset)
+        working.at(3, f"walking back in {num_steps:,} steps")
+        shown, _ = conditions_to_show(wired, lambda: dataset, n)
+        way = way_back(model, run.recipe, shown, num_steps, seed=0)
+        working.at(4, "drawing samples at guidance scales")
+        guided, why = _dial(run, model, dataset)
     return Facts(
         run=run,
         name=dataset.name,
@@ -170,13 +175,11 @@ def gather(
             x0=decoded(way.x0),
             in_one=decoded(way.in_one),
         ),
-        way_titles=titles,
-        to_training=np.array(
-            [min(distance(x, image) for image in examples.images) for x in way.x0[-1]]
-        ),
+        way_titles=kind.titles(shown),
+        to_training=_to_training(way.x0[-1], examples),
         means=_means(model, examples, way.in_one, kind),
-        dial=None if found is None else found[0],
-        dial_titles=None if found is None else found[1],
+        dial=None if guided is None else guided[0],
+        dial_titles=None if guided is None else guided[1],
         real_variety=_real_variety(examples, decoded),
         no_dial=why,
         parts=network_parts(wired),
@@ -271,6 +274,11 @@ def _means(model: Model, examples: Examples, in_one: np.ndarray, kind: Any) -> M
     )
 
 
+def _to_training(samples: np.ndarray, examples: Examples) -> np.ndarray:
+    """The distance of each sample to the nearest training picture, `[B]`."""
+    return np.array([min(distance(x, image) for image in examples.images) for x in samples])
+
+
 def _real_variety(examples: Examples, decoded: Any) -> float | None:
     """The variety of up to `EACH` training pictures of each class, of classes with that many."""
     if examples.labels is None:
@@ -303,7 +311,7 @@ def _dial(
 def _classifier(run: Run, dataset: DataSet) -> Extractor | None:
     """The extractor of the run, if it classifies its pictures."""
     try:
-        extractor = own_extractor(run.config)
+        extractor = own_extractor(run.config, dataset)
     except UserError:
         return None  # Its weights are not here.
     fits = extractor.image_shape in (None, dataset.picture_shape)

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -243,7 +244,7 @@ def _levels(facts: Facts) -> list[dict[str, Any]]:
 
 def _lesson(facts: Facts) -> dict[str, Any]:
     found, n = facts.lesson, len(facts.lesson_levels)
-    path, t = facts.run.parts.wired.path, np.float32(found.t[0])
+    path, t = facts.run.parts.wired.path, jnp.float32(found.t[0])
     return {
         "number": found.step,
         "clean": row(found.clean),
