@@ -220,8 +220,8 @@ def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progres
         before, cost = costs[number - 1], _cost(named)
         how = f"{named.solver}, {named.recipe.num_steps} steps"
         evaluating.at(before, f"evaluating {number} of {n}: {how}")
-        images, nfe = draw(named)
-        assert isinstance(images, Batches)
+        drawn, nfe = draw(named)
+        images = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
 
         def counted() -> Iterator[np.ndarray]:
             done = 0
