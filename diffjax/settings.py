@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, NumSteps, Probability, Range, complaint
+from diffjax.kinds import AtLeastOne, Decay, NotNegative, NumSteps, Probability, Range, complaint
 
 Spec = Any
 """The spec of a part, or several by name, which `diffjax.spec.build` checks and builds."""
@@ -104,6 +104,7 @@ class Settings(TypedDict):
     evaluation: Evaluation
     evaluators: Spec
     best_by: str
+    patience_evaluations: NotNegative[int]
 
 
 def check_whole(what: str, value: Any, least: int) -> None:

@@ -175,7 +175,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
 
     _, step_key = jax.random.split(jax.random.key(config.seed))
     with watched(watchdog, workdir) as begun:
-        while start["step"] < config.num_steps:
+        while start["step"] < config.num_steps and not _ends_early(training, start["step"]):
             rollbacks = Rollbacks.read(workdir)
             try:
                 with ExitStack() as stack:
@@ -217,6 +217,9 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                         if evaluations.due(step - 1):
                             with recorder.aside(state):
                                 evaluations.make(state, recorder.writer, begun)
+                            if evaluations.out_of_patience():
+                                recorder.save(state)
+                                break
                         try:
                             batch = next(batches)
                         except UserError:
@@ -242,6 +245,12 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
             restart = restart_step(workdir)
             state, start = restore_or_init(setup, checkpoints, dataset, restart=restart)
 
+    if (last := int(state.step)) < config.num_steps:
+        _LOG.info(
+            "stopped early, at step %d of %d: %s was no better in %d evaluations",
+            *(last, config.num_steps, config.best_by, config.patience_evaluations),
+        )
+        workdirs.record(workdir, stopped_early={"step": last, "num_steps": config.num_steps})
     with watched(watchdog, workdir, what="checkpoint"):
         checkpoints.wait()  # Only a state that is on disk is evaluated.
     with watched(watchdog, workdir, what="batch of the evaluation") as begun:
@@ -249,9 +258,17 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
     return state
 
 
+def _ends_early(training: Training, step: int) -> bool:
+    """Whether a run that resumes at a step has ended there, by `config.patience_evaluations`."""
+    if not training.setup.config.patience_evaluations:
+        return False
+    with closing(Evaluations(training, step)) as evaluations:
+        return evaluations.out_of_patience()
+
+
 def evaluate_once(training: Training, state: TrainState, begun: Any = lambda batch: None) -> None:
     """Measures the last step by evaluators and evaluation, unless that was done before."""
-    workdir, last = training.workdir, training.setup.config.num_steps
+    workdir, last = training.workdir, int(state.step)
     with closing(Evaluations(training, last)) as evaluations:
         if evaluations.due(last):
             files = [*open_writers(workdir, last), *([ProgressBar(last, last)] * is_first())]

@@ -17,6 +17,7 @@ _MAY_CHANGE = (
     "evaluation",
     "evaluators",
     "best_by",
+    "patience_evaluations",
     "log_every_steps",
     "snapshot_every_steps",
     "sample_every_steps",

@@ -70,6 +70,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "teacher": "ema",
             "evaluators": {},
             "best_by": "",
+            "patience_evaluations": 0,
             "optimizer": spec(adamw, warmup_steps=2),
             "ema_decays": (0.9, 0.99),
             "ema_lengths": (),
