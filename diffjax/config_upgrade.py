@@ -20,6 +20,7 @@ ADDED: Mapping[str, Any] = {
     "evaluators": {},
     "sample_prompts": [],
     "teacher": "ema",
+    "trackers": {},
     "patience_evaluations": 0,
     "lora": {TARGET: "diffjax.models.low_rank:LoraLayers", **_LORA},
 }

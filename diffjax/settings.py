@@ -104,6 +104,7 @@ class Settings(TypedDict):
     evaluation: Evaluation
     evaluators: Spec
     best_by: str
+    trackers: Spec
     patience_evaluations: NotNegative[int]
 
 

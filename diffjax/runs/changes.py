@@ -18,6 +18,7 @@ _MAY_CHANGE = (
     "evaluators",
     "best_by",
     "patience_evaluations",
+    "trackers",
     "log_every_steps",
     "snapshot_every_steps",
     "sample_every_steps",

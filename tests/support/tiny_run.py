@@ -69,6 +69,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "lora": spec(LoraLayers),
             "teacher": "ema",
             "evaluators": {},
+            "trackers": {},
             "best_by": "",
             "patience_evaluations": 0,
             "optimizer": spec(adamw, warmup_steps=2),
