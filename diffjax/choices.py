@@ -25,11 +25,16 @@ from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import (
     couplings,
+    derivatives,
+    drifting,
     flow_maps,
     interpolant,
     learned_variance,
     mean_flow,
+    moments,
     repa,
+    solution_flow,
+    terminal_velocity,
     wrappers,
 )
 from diffjax.objectives.consistency import (
@@ -42,6 +47,10 @@ from diffjax.objectives.consistency import (
 )
 from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.distribution_matching import DistributionMatching
+from diffjax.objectives.flow_anchored import FlowAnchored
+from diffjax.objectives.latent_consistency import LatentConsistency
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
@@ -101,6 +110,7 @@ CODECS: Table = MappingProxyType(
 PATHS: Table = MappingProxyType(
     {
         "linear": spec(paths.Linear),
+        "linear_imm": spec(paths.Linear, t_noise=0.994),
         "linear_shifted": spec(shifts.TimeShift, path=spec(paths.Linear)),
         "linear_twice_noise": spec(shifts.ScaledNoise, path=spec(paths.Linear)),
         "cosine": spec(paths.Cosine),
@@ -165,6 +175,8 @@ TIMES: Table = MappingProxyType(
         "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
         "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
+        "logit_normal_soflow": spec(times.LogitNormal, mean=-0.2),
+        "logit_normal_facm": spec(times.LogitNormal, mean=-0.8, std=1.6),
         "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
@@ -191,6 +203,7 @@ COUPLINGS: Table = MappingProxyType(
     {
         "independent": spec(couplings.Independent),
         "ot": spec(couplings.OptimalTransport),
+        "ot_within_class": spec(couplings.OptimalTransportWithin),
         "entropic_ot": spec(couplings.EntropicTransport),
         "given": spec(couplings.Given),
         "translation": spec(couplings.Translation),
@@ -210,6 +223,14 @@ LOSSES: Table = MappingProxyType(
         "flow_map": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Lagrangian)),
         "flow_map_eulerian": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Eulerian)),
         "flow_map_progressive": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Progressive)),
+        "inductive_moment_matching": spec(moments.InductiveMomentMatching),
+        "solution_flow": spec(solution_flow.SolutionFlow),
+        "terminal_velocity": spec(terminal_velocity.TerminalVelocity),
+        "drifting": spec(drifting.Drifting),
+        "flow_anchored_consistency": spec(FlowAnchored),
+        "flow_anchored_consistency_distillation": spec(
+            FlowAnchored, prediction=spec(FromTeacher, guidance_scale=1.75)
+        ),
         "consistency": spec(Consistency, averaged_target=True),
         "improved_consistency": spec(
             Consistency,
@@ -225,6 +246,19 @@ LOSSES: Table = MappingProxyType(
         "continuous_consistency_distillation": spec(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
+        "latent_consistency_distillation": spec(LatentConsistency),
+        "distribution_matching": spec(DistributionMatching),
+        "progressive_distillation": spec(ProgressiveDistillation),
+        "guidance_distillation": spec(
+            GuidanceDistillation, prediction=spec(FromTeacher, guidance_scale=2.0)
+        ),
+    }
+)
+# How a loss computes its derivative of the network, where it has one.
+DERIVATIVES: Table = MappingProxyType(
+    {
+        "exact": spec(derivatives.Exact),
+        "central": spec(derivatives.CentralDifference),
     }
 )
 # The noise level as the second input of the network.
@@ -596,15 +630,46 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Improved MeanFlow: MeanFlow's loss with du/dt along the network's own velocity
             # u(x_t, t, t). Geng et al. 2025 (arXiv:2512.02012).
             "imf": {**_MEAN_FLOW, "loss": "improved_mean_flow"},
+            # pMF: improved MeanFlow's loss with u = (x_t - net)/t, logit(t) ~ N(0.8, 0.8²). Lu et
+            # al. 2026 (arXiv:2601.22158).
+            "pmf": {
+                **_MEAN_FLOW,
+                "target": "clean",
+                "weight": "constant_velocity_jit",
+                "times": "logit_normal_jit",
+                "loss": "improved_mean_flow",
+            },
             # α-Flow: ‖u(x_t, t, r) - sg(α·v + (1 - α)·u(x_s, s, r))‖²/α, s = t - α·(t - r), with α
             # from 1 to 0.005 in training. Zhang et al. 2025 (arXiv:2510.20771).
             "alpha_flow": {**_MEAN_FLOW, "loss": "alpha_flow"},
+            # SoFlow: α-Flow's loss with α from 0.1 to 0.002, logit(t) ~ N(0.2, 0.8²) and logit(r) ~
+            # N(-1, 0.8²) for ¼ of the examples, flow matching for the others, of which logit(t) ~
+            # N(-0.2, 1). Luo et al. 2025 (arXiv:2512.15657).
+            "soflow": {**_MEAN_FLOW, "times": "logit_normal_soflow", "loss": "solution_flow"},
             # Shortcut models: |u(x_t, t, t - 2d) - sg(mean of two steps of length d)|² for ¼ of the
             # examples, flow matching for the others. Frans et al. 2024 (arXiv:2410.12557).
             "shortcut": {**_MEAN_FLOW, "times": "uniform", "loss": "shortcut"},
             # Flow maps by Lagrangian self-distillation: |∂X/∂r - sg v(X, r)|² with the end X of a
             # step from t to r, and flow matching. Boffi et al. 2025 (arXiv:2505.18825).
             "flow_map": {**_MEAN_FLOW, "times": "uniform", "loss": "flow_map"},
+            # IMM: the squared maximum mean discrepancy of f(x_t, t, s) and f(x_r, r, s) in fours,
+            # f = x_t - (t - s)·u, kernel exp(-‖y - y'‖/(D·(t - s))). Zhou et al. 2025
+            # (arXiv:2503.07565), algorithm 1.
+            "imm": {
+                "path": "linear_imm",
+                "target": "velocity",
+                "loss": "inductive_moment_matching",
+            },
+            # Terminal velocity matching: |∂X/∂s - sg v_ema(X, s)|² with the end X of a step to s,
+            # and |v(x_s', s') - (eps - x0)|². Zhou et al. 2025 (arXiv:2511.19797).
+            "tvm": {**_MEAN_FLOW, "loss": "terminal_velocity"},
+            # FACM: |u(x_t, t, t) - v|² + 1 - cos, and MeanFlow's identity from t to the end with a
+            # target that is clipped and relaxed. Peng et al. 2025 (arXiv:2507.03738).
+            "facm": {
+                **_MEAN_FLOW,
+                "times": "logit_normal_facm",
+                "loss": "flow_anchored_consistency",
+            },
             # Consistency training: |f(x_σ, σ) - sg f_ema(x_σ', σ')|² for neighbours σ' < σ of 2 to
             # 150 levels, uniformly. Song et al. 2023 (arXiv:2303.01469), algorithm 3.
             "consistency": {**_EDM, "times": "uniform_root", "loss": "consistency"},
@@ -622,6 +687,36 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "cd": {**_EDM, "times": "uniform_root", "loss": "consistency_distillation"},
             # sCD: sCM along a trained denoiser's prediction. Lu & Song 2024 (arXiv:2410.11081).
             "scd": {**_SCM, "loss": "continuous_consistency_distillation"},
+            # Drifting: |x - sg(x + V)|², x = net(eps), with the field V by a kernel from generated
+            # samples to images of one condition. Deng et al. 2026 (arXiv:2602.04770).
+            "drifting": {"path": "linear", "target": "clean", "loss": "drifting"},
+            # LCM: mean (√(Δ² + c²) - c), Δ = f(x_t, t) - sg f(x_t', t'), with x_t' the guided DDIM
+            # step of a teacher over 20 of 1,000 steps. Luo et al. 2023 (arXiv:2310.04378).
+            "lcm": {
+                "path": "scaled_linear_table",
+                "target": "noise",
+                "noise_label": "step",
+                "loss": "latent_consistency_distillation",
+            },
+            # DMD2: ½·|x - sg(x - g)|², g = (x0_fake - x0_T)/mean |x - x0_T| at noisy samples, and
+            # EDM's loss of the fake score on samples. Yin et al. 2024 (arXiv:2405.14867).
+            "dmd2": {**_EDM, "times": "uniform_root", "loss": "distribution_matching"},
+            # Progressive distillation: max(SNR, 1)·|x0_net - x0|², where x0 is such that one step
+            # of DDIM ends where two of the teacher do. Salimans & Ho 2022 (arXiv:2202.00512).
+            "progressive": {
+                "path": "cosine",
+                "target": "v",
+                "weight": "truncated_snr",
+                "loss": "progressive_distillation",
+            },
+            # Guidance distillation: max(SNR, 1)·|x0_net - x0|², where x0 is a teacher's with
+            # guidance of a fixed scale. Meng et al. 2023 (arXiv:2210.03142).
+            "guidance": {
+                "path": "cosine",
+                "target": "v",
+                "weight": "truncated_snr",
+                "loss": "guidance_distillation",
+            },
             # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
             # model made from it. Liu et al. 2023 (arXiv:2209.03003).
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},

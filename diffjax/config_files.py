@@ -30,16 +30,36 @@ def name_of(location: str) -> str:
     return Path(location.partition(":")[0]).stem
 
 
+def place_of(path: str) -> Path:
+    """Where a config file is: in the current folder, or else beside the installed packages.
+
+    A name, as `digits`, is one in the folder `configs`. A relative path that is no file here is
+    looked for along Python's path, as a module would be, so that the configs of an installed
+    diffjax are found from any folder.
+
+    Returns:
+        The path of the file; without one, where it would be in the current folder.
+
+    Example:
+        >>> place_of("digits").name, place_of("configs/nothing.py").as_posix()
+        ('digits.py', 'configs/nothing.py')
+    """
+    named = [] if Path(path).suffix or "/" in path else [Path("configs") / f"{path}.py"]
+    candidates = (Path(folder) / one for one in [Path(path), *named] for folder in ("", *sys.path))
+    return next((file for file in candidates if file.is_file()), Path(path))
+
+
 def load(location: str, given: Mapping[str, str] = MappingProxyType({})) -> ConfigDict:
     """The config that a file's `get_config` returns.
 
-    Where a config depends on one of its settings, such as the folder that it begins with,
-    `get_config` has that setting as a keyword argument:
+    Where a config depends on some of its settings, such as the folder that it begins with,
+    `get_config` has them as keyword arguments, with `_` for the dots of their names:
 
-        def get_config(arguments: str = "", *, init_from: str = "") -> ConfigDict
+        def get_config(arguments: str = "", *, init_from: str = "", data_path: str = "")
 
     Args:
-        location: `path.py`, or `path.py:text` to call `get_config(text)`.
+        location: `path.py`, or `path.py:text` to call `get_config(text)`; `digits` is
+            `configs/digits.py`.
         given: texts of settings by dotted name, as `override` sets them; `get_config` receives
             those that it has as keyword arguments.
 
@@ -49,7 +69,7 @@ def load(location: str, given: Mapping[str, str] = MappingProxyType({})) -> Conf
     if not location:
         raise UserError(f"--config=FILE.py is missing; {nearest('', _config_files(Path()))}")
     path, colon, text = location.partition(":")
-    named = {name.removeprefix("config."): text for name, text in given.items()}
+    named = {name.removeprefix("config.").replace(".", "_"): text for name, text in given.items()}
     return returned_by(path, "get_config", ConfigDict, *((text,) if colon else ()), given=named)
 
 
@@ -73,7 +93,8 @@ def returned_by(
         UserError: there is no such file or function, it has a bug (named by line), it takes other
             arguments, or it returns something else.
     """
-    module = _as_written(path, lambda: _execute(Path(path)))
+    place = place_of(path)
+    module = _as_written(place, lambda: _execute(place, path))
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{path} defines no {name}()")
@@ -87,7 +108,7 @@ def returned_by(
     known = inspect.signature(function).parameters.values()
     keywords = {x.name for x in known if x.kind is inspect.Parameter.KEYWORD_ONLY}
     named = {key: text for key, text in given.items() if key in keywords}
-    result = _as_written(path, lambda: function(*arguments, **named))
+    result = _as_written(place, lambda: function(*arguments, **named))
     if not isinstance(result, kind):
         raise UserError(f"{name}() in {path} returns {type(result).__name__}, no {kind.__name__}")
     return result
@@ -227,26 +248,27 @@ def lock(config: ConfigDict, known: Mapping[str, Setting]) -> ConfigDict:
     return config.lock()
 
 
-def _execute(path: Path) -> ModuleType:
-    if not path.is_file():
-        files = _config_files(path.parent)
-        folder = Path(files[0]).parent if files else path.parent
+def _execute(place: Path, path: str) -> ModuleType:
+    if not place.is_file():
+        files = _config_files(place.parent)
+        folder = Path(files[0]).parent if files else place.parent
         raise UserError(
-            f"there is no config file {path}; "
-            + nearest(str(folder / path.with_suffix(".py").name), files)
+            f"there is no config file {place}; "
+            + nearest(str(folder / place.with_suffix(".py").name), files)
         )
     # The dotted name lets `spec` refer to a class that the config file itself defines.
-    name = ".".join(path.with_suffix("").parts)
-    module_spec = importlib.util.spec_from_file_location(name, path)
+    written = Path(path if Path(path).suffix or "/" in path else f"configs/{path}")
+    name = ".".join(written.with_suffix("").parts)
+    module_spec = importlib.util.spec_from_file_location(name, place)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"{path} is no Python file")
+        raise UserError(f"{place} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     module_spec.loader.exec_module(module)
     return module
 
 
-def _as_written(path: str, action: Callable[[], Any]) -> Any:
+def _as_written(path: Path, action: Callable[[], Any]) -> Any:
     """Runs code of a config file; a bug in it becomes one line with its place."""
     try:
         return action()
@@ -263,11 +285,13 @@ def _as_written(path: str, action: Callable[[], Any]) -> Any:
 
 
 def _config_files(folder: Path) -> list[str]:
-    """The config files beside a wrong path, or else those of `configs/`."""
-    if folder == Path():
-        folder = Path("configs")
-    files = sorted(folder.glob("*.py")) or sorted(Path("configs").glob("*.py"))
-    return [str(file) for file in files if not file.name.startswith("_")]
+    """The config files beside a wrong path, or else those of `configs/`, here or installed."""
+    installed = ((Path(path), Path("configs")) for path in ("", *sys.path))
+    for root, inside in ((Path(), folder), *installed):
+        files = sorted((root / inside).glob("*.py")) if inside != Path() else []
+        if files:
+            return [str(inside / file.name) for file in files if not file.name.startswith("_")]
+    return []
 
 
 def _boolean(text: str, default: Any) -> bool:

@@ -1,5 +1,7 @@
 """The settings of every experiment's config, with defaults that a config file may change."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
@@ -11,6 +13,29 @@ from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training.nonfinite import NonFinite
 from diffjax.wiring import traits_of
+
+_EPOCHS, _FEWEST_STEPS = 2_000, 2_000
+
+
+def suiting_steps(num_images: int, batch_size: int) -> int:
+    """Training steps that suit a small set of images: each is seen 2,000 times.
+
+    On CIFAR-10, DDPM sees each image 2,000 times (Ho et al. 2020) and EDM 4,000 times (Karras et
+    al. 2022); far beyond that, a network memorises its images. Fewer than 2,000 steps train
+    nothing.
+
+    Example:
+        >>> suiting_steps(270, batch_size=64), suiting_steps(20, batch_size=64)
+        (8500, 2000)
+    """
+    steps = math.ceil(_EPOCHS * num_images / batch_size / 100) * 100
+    return max(_FEWEST_STEPS, steps)
+
+
+def seen_too_often(num_steps: int, num_images: int, batch_size: int) -> bool:
+    """Whether a run sees each image over 4,000 times, in more steps than the fewest."""
+    often = num_steps * batch_size > 2 * _EPOCHS * num_images
+    return often and num_steps > suiting_steps(num_images, batch_size)
 
 
 def experiment(
@@ -95,7 +120,7 @@ def experiment(
             "labels": "data",  # its proportions; or "balanced", or labels in turn, such as "3,7"
             "prompts": "",  # "@FILE" of texts that samples show in turn, or one, for labels
             "batch_size": 500,
-            "solvers": ("ddim", solver) if by_ode else (solver,),
+            "solvers": tuple(dict.fromkeys(("ddim", solver) if by_ode else (solver,))),
             "grids": (),  # empty: the grid of `sampling`
             "num_steps": (5, 18),
             "guidance_scales": (),  # empty: the scale of `sampling`

@@ -54,7 +54,7 @@ def set_axes(
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
     axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
-    axes += ("latents", "codec")
+    axes += ("derivative", "latents", "codec")
     chosen = parse_arguments(arguments, *axes, "evaluators", "trackers")
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
@@ -70,6 +70,9 @@ def set_axes(
     config.objective = parts["loss"]
     for name in ("weight", "times", "uniforms", "coupling"):
         config.objective[name] = parts[name]
+    if "derivative" in chosen:
+        derivative = choices.copy(choose(choices.DERIVATIVES, chosen["derivative"], "derivative"))
+        _with_derivative(config.objective, chosen["derivative"]).derivative = derivative
     config.wrappers = tuple(
         choices.copy(choose(choices.WRAPPERS, name, "wrapper"))
         for name in joined(chosen.get("wrappers", names["wrappers"]))
@@ -91,7 +94,8 @@ def set_axes(
                 for name in joined(chosen.get(group, ""))
             }
         )
-    defaults = {"objective": objective, "model": model, **names, **_names_of(own)}
+    defaults = {"objective": objective, "model": model, "derivative": "exact"}
+    defaults |= {**names, **_names_of(own)}
     # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
         chosen[axis].replace("/", "-")
@@ -100,6 +104,21 @@ def set_axes(
     ]
     config.name = "-".join([config.name, *suffix])
     return {axis: chosen.get(axis, names[axis]) for axis in (*choices.AXES, "wrappers")}
+
+
+def _with_derivative(loss: ConfigDict, name: str) -> ConfigDict:
+    """The loss, or the part of it, that has a derivative of the network.
+
+    Raises:
+        UserError: it has none.
+    """
+    for part in (loss, loss.get("rule", {})):
+        if "derivative" in part:
+            return part
+    raise UserError(
+        f"derivative={name}: the loss {loss[TARGET].rpartition(':')[2]} has no derivative of the "
+        "network; leave it out, or take one that has, as objective=mean_flow"
+    )
 
 
 def optimizer_chosen(own: ConfigDict, chosen: Mapping[str, str]) -> ConfigDict:

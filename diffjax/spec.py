@@ -350,10 +350,21 @@ def _check_packages(tree: Any, allowed: tuple[str, ...]) -> None:
         if TARGET in tree and not _may_be_named(location, allowed):
             raise UserError(
                 f"saved config names {location!r}, which is not a part of an experiment in "
-                f"{', '.join(allowed)}; if you trust it, pass allowed_packages"
+                f"{', '.join(allowed)}{_how_to_allow(location, allowed)}"
             )
         for value in tree.values():
             _check_packages(value, allowed)
+
+
+def _how_to_allow(location: Any, allowed: tuple[str, ...]) -> str:
+    """What a user who trusts a package may do; "" if it is allowed, or has no name."""
+    package = str(location).partition(":")[0].partition(".")[0]
+    if package in allowed or not package.isidentifier():
+        return ""
+    return (
+        f"; if you trust it, set --allowed_packages={package}, or in Python "
+        f"allowed_packages={(*allowed, package)}"
+    )
 
 
 def _may_be_named(location: Any, allowed: tuple[str, ...]) -> bool:

@@ -20,7 +20,7 @@ from diffjax.kinds import complaint
 from diffjax.models import attention
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off, blocks_off
 from diffjax.models.low_rank import LoraLayers
-from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
+from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch, own_params
 from diffjax.optimizers.mup import rate_factors
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map_predictor
@@ -63,6 +63,14 @@ class Wired(NamedTuple):
     params_shape: Any
     lora: LoraLayers = LoraLayers()
     trainable: str = ""
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"Wired({type(self.network).__name__} of {self.num_params:,} parameters, "
+            f"{type(self.objective).__name__} on {self.path!r}, {shape}, "
+            f"{self.condition.describe()})"
+        )
 
     def init(self, key: Array) -> Any:
         """Initial parameters, of the network and of the objective."""
@@ -140,6 +148,11 @@ class Wired(NamedTuple):
             return None
         shapes = jax.eval_shape(self._init_of(base), _key())
         return rate_factors(self.params_shape, shapes)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names, at the top of the tree, of the parameters that the objective adds."""
+        return tuple(jax.eval_shape(lambda key: own_params(self.objective, key, ()), _key()))
 
     @property
     def num_params(self) -> int:
@@ -422,7 +435,7 @@ def _init(
     with lora.on():
         params = network.init(key, x, noise_label, condition.example(1))["params"]
     width = getattr(network, "hidden_size", 1)
-    return {**params, **objective.init_params(jax.random.fold_in(key, 1), width)}
+    return {**params, **own_params(objective, jax.random.fold_in(key, 1), params, width)}
 
 
 def _key() -> Any:

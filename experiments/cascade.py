@@ -41,6 +41,7 @@ flags.DEFINE_multi_string("then", [], THEN, flag_values=FLAGS)
 flags.DEFINE_string("single", None, "RUN of the full size, to compare with", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", 1000, "of each", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved configs may name", flag_values=FLAGS
 )
@@ -69,8 +70,8 @@ def main(args: SimpleNamespace) -> None:
     cond = base.parts.wired.condition.of_labels(labels)
     if cond is None:
         raise UserError("cascades are compared on classes, and --base has another condition")
-    dataset = last.dataset()
-    reference = reference_of(dataset, own_extractors(last.config)[0], lambda: None)
+    dataset = last.dataset(args.data_path)
+    reference = reference_of(dataset, own_extractors(last.config, dataset)[0], lambda: None)
     flops = sum(sample_flops(stage) for stage in cascade.stages)
     single = None if args.single is None else _single(args, dataset.picture_shape, flops)
 

@@ -54,18 +54,16 @@ _MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
 
-def define_config(flag_values: flags.FlagValues) -> None:
+def define_config(flag_values: flags.FlagValues, *, optional: bool = False) -> None:
     """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`.
+    `main` receives the locked config as `args.config`, the file's stem as `args.config_name`, and
+    the names of the settings on the command line as `args.given`; without a file the first two are
+    None, if it is optional.
     """
-    flags.DEFINE_string(
-        "config",
-        None,
-        "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
-        "setting in it is also a flag: --config.num_steps=100",
-        flag_values=flag_values,
-    )
+    about = "config file, or its name, with choices after a colon: digits:objective=ddpm"
+    more = "" if optional else "; every setting in it is also a flag: --config.num_steps=100"
+    flags.DEFINE_string("config", "" if optional else None, about + more, flag_values=flag_values)
 
 
 class _Step(flags.ArgumentParser):
@@ -217,8 +215,8 @@ def save(path: str, text: str) -> None:
 
 
 def config_names() -> list[str]:
-    """Names of the config files in the folder `configs`."""
-    return sorted(path.stem for path in Path("configs").glob("*.py"))
+    """Names of the config files in the folder `configs`, of this folder or installed."""
+    return sorted(path.stem for path in config_files.place_of("digits").parent.glob("*.py"))
 
 
 def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:
@@ -313,7 +311,12 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
     # The settings of the config are flags too, and their names are only known from the file.
-    location = _read(flag_values, argv, known_only=True)["config"].value or ""
+    flag = _read(flag_values, argv, known_only=True)["config"]
+    location = flag.value or ""
+    if not location and flag.default == "" and not flag.present:
+        parsed = _read(flag_values, argv)
+        values = {name: parsed[name].value for name in names}
+        return SimpleNamespace(**values | {"config": None, "config_name": None, "given": []})
     config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)
@@ -337,6 +340,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     values = {name: parsed[name].value for name in names}
     values["config"] = config_files.lock(config, settings)
     values["config_name"] = config_files.name_of(location)
+    values["given"] = [name for name in settings if parsed[name].present]
     return SimpleNamespace(**values)
 
 

@@ -9,7 +9,8 @@ r"""Edit images of the test set, or yours, with a trained model: no training, an
       --task=inpaint --mask=mask.png --out=apple.png
 
 Writes a picture: for each image the original, the observation, and the result; of --input the
-results alone.
+results alone. Beside it an .npz has the arrays: images (the results), original, observed and anew
+(the mask).
 Prints the root mean square difference between original and result, in units of [-1, 1].
 """
 
@@ -34,6 +35,7 @@ from diffjax.conditions.images import read_image
 from diffjax.conditions.masked_images import nearest
 from diffjax.data import all_examples
 from diffjax.errors import UserError
+from diffjax.host.files import write_npz
 from diffjax.host.progress import progress
 from diffjax.process.paths import Path
 from diffjax.reports.pictures import save_png
@@ -90,7 +92,9 @@ flags.DEFINE_float(
 flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "the picture (WORKDIR/samples/TASK.png)", flag_values=FLAGS)
+flags.DEFINE_string(
+    "out", None, "the picture, with an .npz (WORKDIR/samples/TASK.png)", flag_values=FLAGS
+)
 flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
@@ -192,25 +196,28 @@ def main(args: SimpleNamespace) -> None:
         )
     shown = [edit.model.decoded(np.asarray(each)) for each in (images, seen, made)]
     rows = np.stack(shown, axis=1)
+    arrays = dict(zip(("original", "observed", "images"), shown, strict=True))
+    arrays |= {} if anew is None else {"anew": anew}
     try:
         if args.input:
             save_png(out, rows[:, 2])
         else:
             save_png(out, rows.reshape(-1, *rows.shape[2:]), columns=15)
+        write_npz(out.with_suffix(".npz"), **arrays)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     change = float(np.sqrt(np.mean((rows[:, 2] - rows[:, 0]) ** 2)))
     print(f"{args.task}: root mean square difference from the image {change:.4f}")
-    if args.input:
-        print(f"{len(images)} results: {out}")
-    else:
-        print(f"original, observation and result of {len(images)} images: {out}")
+    what = "results" if args.input else "images with their originals and observations"
+    print(f"{len(images)} {what} in {out} and {out.with_suffix('.npz')}")
 
 
 def _check(args: SimpleNamespace) -> None:
     """Refuses flags that do not go together, before anything is loaded."""
     if args.out is not None and File(args.out).suffix != ".png":
-        raise UserError(f"--out={args.out} should end in .png")
+        raise UserError(
+            f"--out={args.out} should end in .png; arrays are written next to it as .npz"
+        )
     if args.mask is not None and args.task != "inpaint":
         raise UserError(f"--mask={args.mask} goes with --task=inpaint, not {args.task}")
     if args.pretrained is not None and not args.input:

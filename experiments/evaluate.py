@@ -1,37 +1,53 @@
-r"""Evaluate a trained run: quality against network evaluations per sample.
+r"""Evaluate a trained run, or samples of other code: quality against network evaluations.
 
   python -m experiments.evaluate --workdir=runs/digits --solvers=ddim,heun \
       --num_steps=1,2,5,10,20,50
+  python -m experiments.evaluate --samples=theirs.npz --config=configs/digits.py --out=runs/theirs
 
-Writes evaluation.json and report.html to the run's folder. Flags that are not set have the values
-of the run's config. All combinations of lists are evaluated; the run's own recipe has the first
-guidance scale, weights and seed.
+Writes evaluation.json and report.html to the run's folder, or to --out. Flags that are not set have
+the values of the run's config. All combinations of lists are evaluated; the run's own recipe has
+the first guidance scale, weights and seed. With --step the page shows quality against training
+step. --samples are compared with the data of --config or --workdir.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffjax.config_files import check_size
+from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.extractors.named import extractor_called
-from diffjax.evaluation.tables import quality_table
+from diffjax.evaluation.tables import metrics_table, quality_table
 from diffjax.host.interrupts import stop_signals
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
 from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
-from diffjax.runs.measure import Wanted, measure
+from diffjax.runs import workdirs
+from diffjax.runs.checks import check_config
+from diffjax.runs.foreign_samples import measure_samples
+from diffjax.runs.load import Run
+from diffjax.runs.measure import Wanted, measure, own_extractors
+from diffjax.runs.results import elsewhere
+from diffjax.spec import build
 from experiments import cli, published, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run, or for results", flag_values=FLAGS)
+flags.DEFINE_string(
+    "samples", None, "folder of images, or .npz with arr_0, to be evaluated", flag_values=FLAGS
+)
+flags.DEFINE_string("out", None, "folder for the results (--workdir)", flag_values=FLAGS)
+cli.define_config(FLAGS, optional=True)
 published.define(FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated names", flag_values=FLAGS)
@@ -80,9 +96,19 @@ flags.DEFINE_list(
 shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
 
+_OF_DRAWING = (
+    "step", "pretrained", "lora", "solvers", "grids", "num_steps", "num_samples", "labels",
+    "prompts", "batch_size", "guidance_scale", "guidance", "against", "seed", "weights",
+)  # fmt: skip
+
 
 def main(args: SimpleNamespace) -> None:
     """Evaluates the run, prints the table, and prints the path of the report."""
+    if args.samples is not None:
+        _evaluate_samples(args)
+        return
+    if args.config is not None:
+        raise UserError("--config is of the data of --samples; a run has its own: leave it out")
     cli.require(args, "workdir")
     for name in ("guidance_scale", "seed", "weights"):
         if getattr(args, name) == []:
@@ -92,12 +118,16 @@ def main(args: SimpleNamespace) -> None:
     extractors = chosen_extractors(args)
     if args.lora and args.pretrained is None:
         raise UserError("--lora goes with --pretrained: the evaluation of a run is of its weights")
+    if args.out is not None and args.pretrained is not None:
+        raise UserError("--out: results of --pretrained go to --workdir, leave it out")
     run = published.opened(args, (args.weights or [None])[0])
+    if args.out is not None:
+        run = of_first_folder(run, args.out)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
         translate_lost_processes(),
         stop_signals() as should_stop,
-        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
+        watched(shared_flags.watchdog(args), run.workdir, what="batch") as begun,
     ):
         dataset = run.dataset(args.data_path)
         published.record(run, dataset)
@@ -130,8 +160,41 @@ def main(args: SimpleNamespace) -> None:
         return
     print(quality_table(result["by_nfe"]))
     with progress("writing the report"):
-        page = write_report(args.workdir)
+        page = write_report(run.workdir)
     print(f"open {page}")
+
+
+def _evaluate_samples(args: SimpleNamespace) -> None:
+    """Evaluates the samples of `--samples`, and prints the numbers and the path of the page."""
+    for name in _OF_DRAWING:
+        if getattr(args, name) not in (None, []):
+            raise UserError(f"--{name} is of samples that are drawn: --samples are there already")
+    cli.require(args, "out")
+    config, dataset = _compared_with(args)
+    extractors = chosen_extractors(args) or own_extractors(config, dataset)
+    result = measure_samples(args.samples, dataset, extractors, args.out)
+    print(metrics_table(result))
+    print(f"open {write_report(args.out)}")
+
+
+def _compared_with(args: SimpleNamespace) -> tuple[ConfigDict, DataSet]:
+    """The config and the real images of `--config`, or of the run in `--workdir`."""
+    if (args.config is None) == (args.workdir is None):
+        raise UserError("--samples are compared with the data of --config, or of a run: --workdir")
+    if args.config is None:
+        workdir = Path(args.workdir)
+        config = workdirs.read_parts(workdir, ("diffjax", *args.allowed_packages)).config
+        return config, workdirs.data_of(workdir, config.data, args.data_path)
+    if args.data_path is not None:
+        raise UserError("--data_path is of a run; of --config it is --config.data.path")
+    check_config(args.config)
+    return args.config, build(args.config.data, DataSet, "config.data")
+
+
+def of_first_folder(run: Run, folder: str) -> Run:
+    """The run with its results in a folder, which the first of several processes makes."""
+    in_first(lambda: elsewhere(run, folder))
+    return replace(run, workdir=Path(folder))
 
 
 def chosen_extractors(args: SimpleNamespace) -> list[Extractor] | None:

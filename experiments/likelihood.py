@@ -10,7 +10,6 @@ Each number is an upper bound on the code length of 8-bit images. Guidance is no
 import inspect
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -25,9 +24,12 @@ from diffjax.runs.likelihoods import METHODS, Method, WantedBits, measure_likeli
 from diffjax.runs.measure import add_likelihood
 from diffjax.spec import choose
 from experiments import cli, shared_flags
+from experiments.evaluate import of_first_folder
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder for the results (--workdir)", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_string("method", "ode", "ode, vlb or discrete_vlb", flag_values=FLAGS)
 flags.DEFINE_string("trace", None, "ode: hutchinson or exact", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -73,10 +75,12 @@ def main(args: Any) -> None:
     cli.require(args, "workdir")
     given = options_given(choose(METHODS, args.method, "method"), args)
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
+    if args.out is not None:
+        run = of_first_folder(run, args.out)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
-        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
+        watched(shared_flags.watchdog(args), run.workdir, what="batch") as begun,
         progress(f"measuring bits per dimension by {args.method}"),
     ):
         wanted = WantedBits(

@@ -34,6 +34,7 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_string("pictures", "data/emoji/pictures", "captioned pictures", flag_values=FLAGS)
 flags.DEFINE_integer(
     "num_prompts", 200, "prompts of training pictures, and at most as many of test pictures",
@@ -84,7 +85,7 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     scales = [_scale(text) for text in args.guidance_scales]
     packages = ("diffjax", *args.allowed_packages)
-    run = load(args.workdir, weights=args.weights, allowed_packages=packages)
+    run = load(args.workdir, step=args.step, weights=args.weights, allowed_packages=packages)
     out = Path(args.workdir) / "match"
     make_writable(out)
     parts = parts_of(args, run.parts.codec.image_shape(run.parts.wired.image_shape)[0])

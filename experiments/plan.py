@@ -178,7 +178,8 @@ def _planned(
 
     def plan(config: ConfigDict, topology: Topology) -> Needs:
         on_gpus = topology.chip.platform == "gpu"
-        if args.analytic or (on_gpus and args.cuda is None and find_spec(_CUDA) is None):
+        missing = on_gpus and args.cuda is None and find_spec(_CUDA) is None
+        if args.analytic or missing or (on_gpus and topology.chip.name not in gpus.GPUS):
             return model_of(config, topology, program)
         return in_own_process(config, topology, program, args.cuda if on_gpus else args.libtpu)
 
@@ -241,7 +242,7 @@ def in_own_process(
             "answer": str(file),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.plan_compile"],
+            [sys.executable, "-m", "experiments._plan_compile"],
             input=json.dumps(request),
             env={
                 **os.environ,

@@ -32,9 +32,10 @@ from PIL import Image
 from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs.taesd import TAESD
 from diffjax.data import captioned_folder
-from diffjax.data.captions import METADATA, TEST, TRAIN
+from diffjax.data.captions import TEST, TRAIN
 from diffjax.data.emoji import attributes_of, held_out
 from diffjax.data.latents import FACTS
+from diffjax.data.metadata import METADATA
 from diffjax.errors import UserError
 from diffjax.host.files import place_of, write_whole
 from diffjax.host.lock import locked

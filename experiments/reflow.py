@@ -27,6 +27,7 @@ from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_integer("num_pairs", 10_000, "number of pairs", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("out", "pairs.npz", "file to write", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 1, "seed of the noise", flag_values=FLAGS)
@@ -54,7 +55,7 @@ def main(args: SimpleNamespace) -> None:
     if out.suffix != ".npz":
         raise UserError(f"--out={out} should end in .npz")
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
     wired = run.parts.wired
     if wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs start from noise")

@@ -16,8 +16,10 @@ import numpy as np
 from absl import flags
 
 import diffjax
+from diffjax.conditions import Classes
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
+from diffjax.evaluation.sample_files import check_place, write_samples
 from diffjax.evaluation.seams import jump_at_edges
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
@@ -101,7 +103,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "out", None, "picture, with an .npz (WORKDIR/samples/seed_N.png)",
+    "out", None, "picture; or x.npz with arr_0; or FOLDER/ of PNGs",
     flag_values=FLAGS,
 )  # fmt: skip
 shared_flags.define_processes(FLAGS)
@@ -139,8 +141,13 @@ def main(args: SimpleNamespace) -> None:
     out = Path(args.out or folder / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
         raise UserError(f"--film={args.film} should end in .png; the GIF is written next to it")
-    if out.suffix != ".png":
-        raise UserError(f"--out={out} should end in .png; arrays are written next to it as .npz")
+    if _is_for_others(args.out):
+        _check_for_others(run, args, out)
+    elif out.suffix != ".png":
+        raise UserError(
+            f"--out={out} should end in .png (a picture, with arrays beside it), .npz (arr_0, as "
+            "uint8), or / (a folder with a PNG for each sample)"
+        )
     in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
     stacks = run.workdir if (run.workdir / RUN).exists() else out.parent
@@ -180,6 +187,12 @@ def main(args: SimpleNamespace) -> None:
     traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():
         return
+    if _is_for_others(args.out):
+        label = {"labels": arrays["labels"]} if _has_labels(run) else {}
+        _ = write_samples(out, images, **label, **how)
+        print(", ".join(f"{name}={value}" for name, value in how.items()))
+        print(f"{len(images)} samples in {out}")
+        return
     try:
         write_npz(out.with_suffix(".npz"), **arrays, **how)
         titles = kind.titles(request.condition) or texts
@@ -196,6 +209,25 @@ def main(args: SimpleNamespace) -> None:
     print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
     if args.film is not None:
         print(f"film of {min(len(images), _FILMED)} in {args.film} and {gif}")
+
+
+def _is_for_others(out: str | None) -> bool:
+    """Whether samples are written as other programs read them: uint8 in an `.npz`, or PNGs."""
+    return out is not None and (out.endswith(("/", ".npz")) or Path(out).is_dir())
+
+
+def _check_for_others(run: Run, args: SimpleNamespace, out: Path) -> None:
+    """Refuses what other programs can't read, before samples are drawn."""
+    codec = run.parts.codec
+    if not codec.bounded:
+        raise UserError(f"--out={out}: samples of this run are latents, not images: name a .png")
+    if args.film is not None:
+        raise UserError("--film goes with a picture: let --out end in .png")
+    check_place(out, codec.image_shape(run.parts.wired.image_shape)[2])
+
+
+def _has_labels(run: Run) -> bool:
+    return isinstance(run.parts.wired.condition, Classes)
 
 
 def _settle(args: SimpleNamespace) -> None:

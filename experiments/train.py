@@ -6,16 +6,17 @@ r"""Train a model, evaluate it, and write its report.
 
   python -m experiments.train --config=configs/digits.py --config.num_steps=2400 --extend
 
+  python -m experiments.train --config=configs/imagenet256.py --auto
+
 The same command resumes an interrupted run, or reports that the run is finished; --extend makes a
-run longer.
+run longer; --auto chooses mesh, compute type and parts of the batch for the devices.
 """
 
-import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 from absl import flags
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import evenly
+from diffjax.defaults import seen_too_often, suiting_steps
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import percent, three_digits
 from diffjax.host.processes import is_first
@@ -31,23 +33,14 @@ from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
 from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
+from diffjax.performance.planning import fitting
+from diffjax.performance.planning.search import changed
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
+from diffjax.runs.measure import own_extractor
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
 from experiments import cli, shared_flags
-
-
-class Extend(flags.ArgumentParser):
-    """A flag that may have a value: `--extend`, `--extend=continue`, `--extend=restart`."""
-
-    def parse(self, argument: Any) -> bool | str:
-        """The value as `train` takes it."""
-        choices = {"true": True, "false": False, "continue": "continue", "restart": "restart"}
-        if str(argument).lower() not in choices:
-            raise ValueError("give --extend alone, or continue or restart")
-        return choices[str(argument).lower()]
-
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -56,6 +49,11 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, print a summary, and stop", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "auto", False, "choose mesh, compute type, rematerialisation and parts of the batch for this "
+    "machine by plan, and print them; settings on the command line stay (docs/devices.md)",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string(
     "profile_steps", None, "first and last step to trace to WORKDIR/profile, such as 10:13",
     flag_values=FLAGS,
@@ -64,24 +62,17 @@ flags.DEFINE_string(
     "compilation_cache", None, "folder of compiled programs, for quick starts; by default "
     "JAX_COMPILATION_CACHE_DIR or ~/.cache/diffjax", flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_flag(
-    flags.Flag(
-        Extend(), None, "extend", False, "go on with this run though its config differs, as with "
-        "more steps: --extend, or --extend=continue or --extend=restart where the learning rate "
-        "depends on the number of steps", boolean=True,
-    ),
-    FLAGS,
-)  # fmt: skip
+shared_flags.define_extend(FLAGS)
 shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
-
-_EPOCHS, _FEWEST_STEPS = 2_000, 2_000
 
 
 def main(args: SimpleNamespace) -> None:
     """Trains a run, or prints its config or summary."""
     config = args.config
     workdir = Path(args.workdir or Path("runs") / config.name)
+    if args.auto:
+        config = for_this_machine(config, workdir, args.given)
     profile = parse_steps(args.profile_steps)
     profile.check(config.num_steps)
     if args.print_config:
@@ -105,6 +96,36 @@ def main(args: SimpleNamespace) -> None:
     if not is_first():
         return
     print(f"{headline(workdir)}\nopen {page}")
+
+
+def for_this_machine(config: ConfigDict, workdir: Path, given: Sequence[str]) -> ConfigDict:
+    """The config with the settings that suit the devices; prints them and why.
+
+    A run that exists goes on as it began, but for its mesh.
+
+    Raises:
+        UserError: it fits by no settings.
+    """
+    devices = jax.devices()
+    begun = read_json(workdir / workdirs.CONFIG) or {}
+    values = {}
+    for name in fitting.SETTINGS[1:]:
+        *groups, key = name.split(".")
+        group = begun.get(groups[0], {}) if groups else begun
+        if key in group and f"config.{name}" not in given:
+            values[name.replace(".", "__")] = group[key]
+    if values:
+        given = [*given, *(f"config.{name.replace('__', '.')}" for name in values)]
+        print(f"auto: {', '.join(values).replace('__', '.')}: as {workdir} began", file=sys.stderr)
+    found = fitting.fitted(
+        changed(config, **values),
+        fitting.attached(devices),
+        bfloat16=fitting.multiplies_bfloat16(devices[0]),
+        given=given,
+    )
+    for name, reason in found.reasons.items():
+        print(f"auto: {name}={reason}", file=sys.stderr)
+    return found.config.lock()
 
 
 def out_of_memory(config: ConfigDict) -> str:
@@ -166,6 +187,7 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     initial_weights(setup.parts, workdir)
     num_read, num_images = read_some(dataset), len(dataset.train) + len(dataset.test)
     epochs = config.num_steps * config.batch_size / len(dataset.train)
+    suiting = suiting_steps(len(dataset.train), config.batch_size)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
     trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
     images = dataset.codec.describe(dataset.image_shape)
@@ -173,16 +195,19 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
         "data": f"{dataset.name}: {len(dataset.train):,} {images}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
+        **{f"  {name}": fact for name, fact in dataset.facts.items()},
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",
         "path": repr(wired.path),
         "predicts": type(wired.precond.target).__name__,
         "weight": repr(build(config.objective.weight)),
         "times": repr(build(config.objective.times)),
         "training": f"{config.num_steps:,} steps of {config.batch_size} images, "
-        f"{epochs:,.1f} epochs",
+        f"{epochs:,.1f} epochs"
+        + (": each image about 2,000 times" if config.num_steps == suiting else ""),
         "mesh": ", ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items()),
         "sampling": f"{config.sampling.num_steps} steps, {wired.recipe.nfe} network evaluations "
-        f"per sample",
+        f"per sample, guidance {config.sampling.guidance_scale:g}",
+        "metrics": describe_metrics(config, dataset),
         "workdir": str(workdir),
     }
     width = max(map(len, rows))
@@ -191,6 +216,24 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
         lines += [f"changes: {k}: {old} -> {new}" for k, (old, new) in extension.changes.items()]
     lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
     return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
+
+
+def describe_metrics(config: ConfigDict, dataset: DataSet) -> str:
+    """What samples are measured by, with the hash of a classifier."""
+    extractor = own_extractor(config, dataset)
+    known = extractor.test_accuracy
+    features = (
+        f"{extractor.name} (sha256 {extractor.sha256[:12]}, accuracy {percent(known)})"
+        if known is not None
+        else extractor.name
+    )
+    wanted = build(config.evaluation.extractor)
+    train_it = (
+        "; for accuracy: python -m experiments.train_classifier with this --config"
+        if wanted.of_data is not None and known is None and dataset.num_classes > 1
+        else ""
+    )
+    return f"{config.evaluation.num_samples:,} samples, features {features}{train_it}"
 
 
 def read_some(dataset: DataSet) -> int:
@@ -208,20 +251,15 @@ def read_some(dataset: DataSet) -> int:
 
 
 def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
-    """A note if there are too many training steps for the number of images.
-
-    On CIFAR-10, DDPM sees each image 2,000 times (Ho et al. 2020) and EDM 4,000 times (Karras et
-    al. 2022); far beyond that, a network memorises its images.
-    """
+    """A note if there are too many training steps for the number of images."""
     num_images = len(dataset.train)
-    suiting = max(_FEWEST_STEPS, math.ceil(_EPOCHS * num_images / config.batch_size / 100) * 100)
-    epochs = config.num_steps * config.batch_size / num_images
-    if epochs <= 2 * _EPOCHS or config.num_steps <= suiting:
+    if not seen_too_often(config.num_steps, num_images, config.batch_size):
         return []
+    epochs = config.num_steps * config.batch_size / num_images
     return [
         f"each of {num_images:,} images is seen {epochs:,.0f} times, where published runs on "
-        f"small sets see theirs {_EPOCHS:,} to {2 * _EPOCHS:,} times: "
-        f"--config.num_steps={suiting} suits them"
+        "small sets see theirs 2,000 to 4,000 times: "
+        f"--config.num_steps={suiting_steps(num_images, config.batch_size)} suits them"
     ]
 
 
@@ -255,6 +293,7 @@ Arguments after the colon, comma-separated:
         {
             **choices.AXES,
             "wrappers": choices.WRAPPERS,
+            "derivative": choices.DERIVATIVES,
             **choices.TRAINING_AXES,
             "evaluators": choices.EVALUATORS,
             "trackers": choices.TRACKERS,

@@ -1,4 +1,10 @@
-"""Train the small classifier that evaluation uses, and write it as one .npz file.
+r"""Train the small classifier that evaluation uses, and write it as one .npz file.
+
+    python -m experiments.train_classifier --config=configs/image_folder.py \
+        --config.data.path=FOLDER
+
+trains it on one's own classes. Its file goes to ~/.cache/diffjax/classifiers, where evaluations of
+these data find it (`diffjax.evaluation.extractors.own_classifier`). The shipped ones are made by
 
     python -m experiments.train_classifier --dataset=digits --out=digits.npz
     python -m experiments.train_classifier --dataset=fashion_mnist --path=FOLDER
@@ -8,6 +14,7 @@ diffjax/evaluation/extractors/weights/, and its sha256 in classifier.py.
 """
 
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -27,12 +34,22 @@ from tqdm import tqdm
 from diffjax.data import DataSet, all_images, digits, fashion_mnist
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.classifier import Classifier, classifier_to_npz, decode
+from diffjax.evaluation.extractors.own_classifier import CACHE, file_for
+from diffjax.host.files import write_whole
+from diffjax.host.storage import make_writable
+from diffjax.spec import build
 from experiments import cli
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("dataset", "digits", "digits or fashion_mnist", flag_values=FLAGS)
+cli.define_config(FLAGS, optional=True)
+flags.DEFINE_string(
+    "dataset", "digits", "digits or fashion_mnist, if there is no --config", flag_values=FLAGS
+)
 flags.DEFINE_string("path", "", "folder of the data set's files, if any", flag_values=FLAGS)
-flags.DEFINE_string("out", "", "file to write; by default <dataset>.npz", flag_values=FLAGS)
+flags.DEFINE_string(
+    "out", "", "file to write; by default <dataset>.npz, and with --config where evaluation looks",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("seed", 0, "seed of initialisation, order, augmentation", flag_values=FLAGS)
 
 
@@ -96,10 +113,43 @@ RECIPES = {
         flip=True,
     ),
 }
+IMAGES_SEEN = 96_000  # the fewest in the training of one's own classifier
+_LARGEST_BYTES = 2**30  # of images in memory
 DATASETS: dict[str, Callable[[str], DataSet]] = {
     "digits": lambda path: digits(),
     "fashion_mnist": lambda path: fashion_mnist(path=path) if path else fashion_mnist(),
 }
+
+
+def own_recipe(image_shape: tuple[int, int, int], num_images: int, flip: bool) -> Recipe:
+    """The recipe for any images: stages down to maps of 4 to 6 pixels, bounds by the side.
+
+    Example:
+        >>> own_recipe((28, 28, 1), 60_000, flip=True).patches
+        (2, 2, 2)
+        >>> own_recipe((8, 8, 3), 900, flip=True).patches
+        (1, 2)
+    """
+    side = max(image_shape[:2])
+    patches = [1 if side <= 16 else 2 if side <= 64 else 4]
+    left = -(-side // patches[0])
+    while left > 6:
+        patches.append(2)
+        left = -(-left // 2)
+    return Recipe(
+        widths=tuple(min(32 * 2**stage, 128) for stage in range(len(patches))),
+        patches=tuple(patches),
+        num_features=128,
+        num_epochs=max(14, -(-IMAGES_SEEN // num_images)),
+        batch_size_images=min(64, num_images),
+        learning_rate=2e-3,
+        max_shift_pixels=side / 16,
+        max_rotation_degrees=8.0,
+        max_scale=0.08,
+        max_noise=0.1,
+        max_erased_pixels=side // 4,
+        flip=flip,
+    )
 
 
 def augment(key: jax.Array, images: jax.Array | np.ndarray, recipe: Recipe) -> jax.Array:
@@ -225,42 +275,77 @@ def accuracy(network: Classifier, params: Any, images: np.ndarray, labels: np.nd
     return float((outputs(network, params, images)[0].argmax(-1) == labels).mean())
 
 
+def wanted(args: SimpleNamespace) -> tuple[DataSet, Recipe, Path, str]:
+    """The data set, the recipe, the file to write, and the command that makes it again.
+
+    Raises:
+        UserError: there is no such data set or recipe, or its images have no classes.
+    """
+    command = "python -m experiments.train_classifier"
+    if not args.config:
+        name = args.dataset
+        if name not in RECIPES:
+            raise UserError(
+                f"no recipe for the data set {name!r}; {nearest(name, RECIPES)}, or set --config"
+            )
+        dataset, out = DATASETS[name](args.path), Path(args.out or f"{name}.npz")
+        return dataset, RECIPES[name], out, f"{command} --dataset={name} --seed={args.seed}"
+    dataset = build(args.config.data, DataSet, "config.data")
+    if not dataset.codec.pixels:
+        raise UserError(f"{dataset.name} are latents: name the config of their images")
+    if dataset.num_classes < 2:
+        raise UserError(f"{dataset.name} has {dataset.condition.describe()}: there is none to tell")
+    if not len(dataset.test):
+        raise UserError(
+            f"{dataset.name} has no test images, on which accuracy is measured: set test_fraction"
+        )
+    cache = args.config.evaluation.extractor.get("cache", CACHE)
+    out = Path(args.out) if args.out else file_for(dataset, cache)
+    flip = args.config.augment.get("flip_probability", 0) > 0
+    recipe = own_recipe(dataset.image_shape, len(dataset.reference), flip)
+    return dataset, recipe, out, f"{command} --config=configs/{args.config_name}.py"
+
+
 def main(args: SimpleNamespace) -> None:
     """Trains a classifier, measures its accuracy, writes its file, and prints its hash."""
-    name = args.dataset
-    if name not in RECIPES:
-        raise UserError(f"no recipe for the data set {name!r}; {nearest(name, RECIPES)}")
-    recipe, dataset = RECIPES[name], DATASETS[name](args.path)
-    images, labels = all_images(dataset.train)
-    test_images, test_labels = all_images(dataset.test)
+    dataset, recipe, out, command = wanted(args)
+    make_writable(out.parent)
+    real = dataset.reference
+    most = _LARGEST_BYTES // (4 * math.prod(dataset.image_shape))
+    images, labels = all_images(real, limit_images=most)
+    test_images, test_labels = all_images(dataset.test, limit_images=most)
+    print(f"training on {len(images):,} images of {dataset.name}, {dataset.num_classes} classes")
     start = time.monotonic()
     network, params = fit(images, labels, recipe, dataset.num_classes, args.seed)
     params = rescale(network, params, images)
     metadata = {
         "dataset": dataset.name,
-        "train_sha256": dataset.train.fingerprint(),
+        "train_sha256": real.fingerprint(),
         "num_train_images": len(images),
         "test_sha256": dataset.test.fingerprint(),
         "num_test_images": len(test_images),
         "image_shape": list(dataset.image_shape),
         "recipe": asdict(recipe),
         "seed": args.seed,
-        "command": f"python -m experiments.train_classifier --dataset={name} --seed={args.seed}",
+        "command": command,
     }
     # Measured with the parameters of the file, which are float16.
-    stored = decode(name, classifier_to_npz(network, params, metadata)).params
+    stored = decode(str(out), classifier_to_npz(network, params, metadata)).params
     metadata["test_accuracy"] = accuracy(network, stored, test_images, test_labels)
     in_float32 = accuracy(network, params, test_images, test_labels)
     data = classifier_to_npz(network, params, metadata)
-    out = Path(args.out or f"{name}.npz")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(data)
+    write_whole(out, data)
     print(
         f"test accuracy {metadata['test_accuracy']:.4f} on {len(test_images)} images"
         f" ({in_float32:.4f} before rounding to float16)"
     )
     print(f"wrote {out}: {len(data)} bytes, {time.monotonic() - start:.0f} s of training")
     print(f"sha256 {hashlib.sha256(data).hexdigest()}")
+    if args.config and not args.out:
+        print(
+            "evaluations of these data use it where the extractor is own_classifier, as in "
+            "configs/image_folder.py, or by --extractor=own"
+        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.host.progress import progress
 from diffjax.runs.load import Run
+from diffjax.runs.results import file_of
 from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.studies.validation import ValidationLoss
@@ -31,6 +32,7 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("workdirs", None, "folders of the runs", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_list("space", ["noise", "clean", "v"], "targets of the errors", flag_values=FLAGS)
 flags.DEFINE_string("space_path", "cosine", "path that defines v and velocity", flag_values=FLAGS)
 flags.DEFINE_integer("num_images", 500, "number of test images", lower_bound=2, flag_values=FLAGS)
@@ -54,7 +56,8 @@ def main(args: SimpleNamespace) -> None:
     if args.out is not None and Path(args.out).suffix != ".png":
         raise UserError(f"--out={args.out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
-    runs, dataset = load_runs(args.workdirs, args.weights, args.data_path, allowed)
+    how = {"step": args.step, "weights": args.weights, "allowed_packages": allowed}
+    runs, dataset = load_runs(args.workdirs, args.data_path, **how)
     batch = all_examples(dataset.test, args.num_images)
     images = batch["image"]
     losses = {}
@@ -91,9 +94,11 @@ def main(args: SimpleNamespace) -> None:
 
 
 def load_runs(
-    workdirs: Sequence[str], weights: str | None, data_path: str | None, allowed: tuple[str, ...]
+    workdirs: Sequence[str], data_path: str | None, **how: Any
 ) -> tuple[dict[str, Run], DataSet]:
     """Loads the runs by their folders, and the data on which all of them were trained.
+
+    `how` is as in `diffjax.load`.
 
     Raises:
         UserError: a folder is listed twice or contains no run, or a run was trained on other data
@@ -104,7 +109,7 @@ def load_runs(
     for workdir in workdirs:
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
-        run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
+        run = diffjax.load(workdir, **how)
         if reason := validation.unfit(run.parts.wired.objective.traits):
             raise UserError(f"{workdir} {reason}")
         own = run.dataset(data_path)
@@ -121,7 +126,7 @@ def load_runs(
 
 
 def _write(run: Run, content: dict[str, Any]) -> None:
-    path = run.workdir / "validation.json"
+    path = file_of(run.workdir, "validation.json", run.step)
     try:
         write_json(path, content)
     except OSError as error:

@@ -5,12 +5,9 @@ metadata.jsonl, {"file_name": "NAME.png", "text": "…"} in each line   datasets
 metadata.csv or captions.csv, with the columns file_name and text     datasets
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
@@ -18,19 +15,20 @@ from diffjax.data.folder import (
     BACKGROUND,
     FolderSource,
     check_colour,
-    images_in,
     note_on_size,
 )
+from diffjax.data.headers import Headers
+from diffjax.data.listing import images_in
+from diffjax.data.metadata import FILE_NAME, METADATA, METADATA_CSV, column_of, rows_of, text_of
 from diffjax.data.sources import DataSet, SplitSeed, TestFraction, stratified_split
-from diffjax.errors import UserError, nearest
+from diffjax.errors import UserError
 from diffjax.host.files import place_of
 from diffjax.kinds import AtLeastOne, Range
 
-METADATA = "metadata.jsonl"
-TABLES = (METADATA, "metadata.csv", "captions.csv")
+TABLES = (METADATA, METADATA_CSV, "captions.csv")
 TRAIN, TEST = "train", "test"
 _BESIDE = (".txt", ".caption")
-_NAME, _TEXT, _ATTRIBUTES = "file_name", "text", "attributes"
+_TEXT, _ATTRIBUTES = "text", "attributes"
 _HOW = (
     "write NAME.txt beside each NAME.png, or metadata.jsonl with file_name and text in each line; "
     "or set data.caption to one text for all"
@@ -107,7 +105,7 @@ def captioned_folder(
         )
 
     shape = (image_size, image_size, channels)
-    notes = note_on_size(root, files, image_size)
+    notes = note_on_size(root, Headers.of(root, files), image_size)
     name = root.resolve().name
     return DataSet(name, source(rows[0]), source(rows[1]), shape, 0, (), notes=notes)
 
@@ -139,7 +137,8 @@ def read_captions(root: Path, files: Sequence[str], otherwise: str = "") -> list
         others = tables[1:] or [next(str(x) for x in beside.values() if x)]
         raise UserError(f"{root} has captions twice, in {tables[0]} and {others[0]}: keep one")
     if tables:
-        found = _in_table(root / tables[0], files)
+        captions = column_of(root / tables[0], files, _TEXT, "a caption")
+        found = {file: " ".join(text.split()) for file, text in captions.items()}
     else:
         found = {file: _read(text) for file, text in beside.items() if text}
     missing = [file for file in files if file not in found]
@@ -167,14 +166,14 @@ def attributes_in(path: str) -> list[dict[str, str]]:
     found = []
     for part in (TRAIN, TEST):
         folder = place_of(path) / part
-        if not (folder / METADATA).is_file():
-            raise UserError(f"there is no {folder / METADATA}, which has the attributes of images")
         table, attributes = folder / METADATA, {}
-        for number, row in _rows_of_json(table, _text(table)):
+        if not table.is_file():
+            raise UserError(f"there is no {table}, which has the attributes of images")
+        for number, row in rows_of(table):
             some = row.get(_ATTRIBUTES, {})
             if not isinstance(some, dict):
                 raise UserError(f"{table}, line {number}: {_ATTRIBUTES} is no JSON object")
-            attributes[row.get(_NAME)] = {str(key): str(value) for key, value in some.items()}
+            attributes[row.get(FILE_NAME)] = {str(key): str(value) for key, value in some.items()}
         found += [attributes.get(name, {}) for name in images_in(folder)]
     return found
 
@@ -186,57 +185,4 @@ def _beside(picture: Path) -> Path | None:
 
 
 def _read(file: Path) -> str:
-    return " ".join(_text(file).split())
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"can't read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not UTF-8 ({error}): save it as such") from None
-
-
-def _in_table(file: Path, files: Sequence[str]) -> dict[str, str]:
-    """The captions of a table by picture."""
-    rows = _rows_of_json if file.suffix == ".jsonl" else _rows_of_csv
-    known, found = set(files), {}
-    for number, row in rows(file, _text(file)):
-        where = f"{file}, line {number}"
-        for name in (_NAME, _TEXT):
-            if not isinstance(row.get(name), str):
-                raise UserError(f"{where} has no text {name!r}; {nearest(name, _names(row))}")
-        picture = Path(row[_NAME]).as_posix()
-        if picture not in known:
-            raise UserError(f"{where}: there is no picture {picture}; {nearest(picture, files)}")
-        if picture in found:
-            raise UserError(f"{where}: {picture} has a caption already, in a line above")
-        found[picture] = " ".join(row[_TEXT].split())
-    return found
-
-
-def _rows_of_json(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}, line {number} is no JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number} is no JSON object with {_NAME} and {_TEXT}")
-        yield number, row
-
-
-def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in rows:
-            yield rows.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{file} is no CSV after line {rows.line_num}: {error}") from None
-
-
-def _names(row: Mapping[Any, Any]) -> Iterable[str]:
-    return [str(name) for name in row if name is not None]
+    return " ".join(text_of(file).split())

@@ -1,17 +1,18 @@
 """Data sets from folders of image files, with labels from the subfolders."""
 
 import hashlib
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, cast
+from typing import Annotated, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
+from PIL import Image, ImageColor, ImageOps
 
+from diffjax.data.buckets import BucketedSource, bucket_of, bucket_sizes
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
+from diffjax.data.headers import FORMATS, Headers, bits_of, size_of
+from diffjax.data.listing import LABEL, Listing, list_images
 from diffjax.data.sources import (
     DataSet,
     Example,
@@ -20,21 +21,15 @@ from diffjax.data.sources import (
     TestFraction,
     stratified_split,
 )
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.kinds import AtLeastOne, NotNegative, Range
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Below Pillow's own limit, which only warns; a file of a few kilobytes can decode to gigapixels.
 _MAX_PIXELS = 64_000_000
 _MODES = {1: "L", 3: "RGB"}
-# Pillow chooses a decoder by the content, not by the name, and would start Ghostscript for EPS.
-# JPEG includes the files of some cameras (MPO), and PPM includes PGM.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_PNG_DEPTH = 24  # the position of the bit depth in a PNG file, in bytes
-_ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)  # the tag of cameras, and values for such pictures
-_BITS_PER_SAMPLE = 258  # the tag of the bit depth in a TIFF file
-
+_LISTED = 6  # classes of a summary
+REFUSED, SCALED = "refused", "scaled"
 BACKGROUND = "white"
 
 
@@ -46,13 +41,18 @@ def image_folder(
     split_seed: SplitSeed = 0,
     max_damaged: NotNegative[int] = 0,
     background: str = BACKGROUND,
+    labels: str = "",
+    label_column: str = LABEL,
+    buckets: NotNegative[int] = 0,
+    sixteen_bits: str = REFUSED,
 ) -> DataSet:
     """A data set from a folder of images of any size, which are read on demand.
 
     Each subfolder is a class, in alphabetical order, with its images at any depth; links to images
     and to folders are followed. Images directly in the folder, without subfolders, have no labels
-    (`num_classes` is 0). Names that start with a dot and files without the suffix of an image are
-    ignored.
+    (`num_classes` is 0), unless a table has them. Where the subfolders are `train` and `val`, they
+    are the split, and each is such a folder (`diffjax.data.listing`). Names that start with a dot
+    and files without the suffix of an image are ignored.
 
     Args:
         path: the folder.
@@ -60,10 +60,19 @@ def image_folder(
             (`read_image`).
         channels: 3 for colour, 1 for grey.
         test_fraction: the fraction of images for testing, in each class as near to it as whole
-            images allow. With 0 there are no test images, and no metrics that need them.
+            images allow, where the folder has no folders `train` and `val`. With 0 there are no
+            test images, and no metrics that need them.
         split_seed: the seed of the split.
         max_damaged: how many images of each split may be unreadable (`PassingOver`).
         background: the colour behind transparent pixels, by name or as `#rrggbb`.
+        labels: a CSV or JSON-lines file of labels; "" takes `metadata.csv`, `metadata.jsonl` or
+            `labels.csv` in the folder, if it has the column, and subfolders otherwise.
+        label_column: the column of labels; that of images is `file_name`, or the first.
+        buckets: the step of sizes of buckets in pixels: training images keep their aspect ratio as
+            nearly as a bucket has it, and each batch is of one; 0 for squares alone. Test images
+            and what samples are compared with are squares.
+        sixteen_bits: of images of more than 8 bits per channel: "refused", or "scaled", so that the
+            largest number of 16 bits is 255.
 
     Raises:
         UserError: the folder is missing, unreadable, empty or ambiguous; a link has no target or
@@ -85,146 +94,86 @@ def image_folder(
         raise UserError(
             f"image_size must be at least 1 and channels 1 or 3, not {image_size} and {channels}"
         )
+    if sixteen_bits not in (REFUSED, SCALED):
+        raise UserError(
+            f"data.sixteen_bits={sixteen_bits!r}: {nearest(sixteen_bits, (REFUSED, SCALED))}"
+        )
     check_colour(background)
+    sizes = bucket_sizes(image_size, buckets) if buckets else []
     root = place_of(path)
-    files, labels, names = _list_images(root)
-    train, test = stratified_split(labels, test_fraction, split_seed)
+    listing = list_images(root, labels, label_column)
+    train, test = _split(listing, test_fraction, split_seed)
+    headers = Headers.of(root, listing.files)
 
-    def source(rows: np.ndarray) -> Source:
-        chosen = tuple(files[row] for row in rows)
-        whole = FolderSource(root, chosen, labels[rows], image_size, channels, background)
+    def source(rows: np.ndarray, size: int | tuple[int, int] = image_size) -> Source:
+        chosen = tuple(listing.files[row] for row in rows)
+        whole = FolderSource(
+            root, chosen, listing.labels[rows], size, channels, background, (), sixteen_bits
+        )
         return passing_over(whole, max_damaged, str(root))
 
-    shape = (image_size, image_size, channels)
+    squares = source(train)
+    bucketed = squares
+    if sizes:
+        which = np.array([bucket_of(size_of(root / listing.files[row]), sizes) for row in train])
+        numbers = np.unique(which).tolist()
+        bucketed = BucketedSource(
+            tuple(source(train[which == number], sizes[number]) for number in numbers),
+            tuple((*sizes[number], channels) for number in numbers),
+        )
     return DataSet(
         root.resolve().name,
-        source(train),
+        bucketed,
         source(test),
-        shape,
-        len(names),
-        names,
-        notes=note_on_size(root, files, image_size),
+        (image_size, image_size, channels),
+        len(listing.names),
+        listing.names,
+        real=squares if sizes else None,
+        notes=note_on_size(root, headers, image_size),
+        facts={
+            **headers.facts(image_size, background, buckets),
+            **_facts(listing, train, test, test_fraction),
+        },
     )
 
 
-def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    """Names relative to `root`, their labels, and the names of the classes."""
-    if not root.is_dir():
-        raise UserError(f"no folder {root}: set data.path to a folder of images")
-    try:
-        entries = _entries(root)
-        loose = [entry.name for entry in entries if _is_image(entry)]
-        classes = {
-            entry.name: sorted(
-                file.relative_to(root).as_posix()
-                for file in _images_below(entry, (root.resolve(),))
-            )
-            for entry in entries
-            if entry.is_dir()
-        }
-    except OSError as error:
-        raise UserError(f"can't read {error.filename or root}: {error.strerror}") from None
-    if loose and classes:
-        raise UserError(
-            f"{root} holds images ({loose[0]} …) and subfolders ({next(iter(classes))} …): "
-            "move the images into subfolders, or the subfolders away"
-        )
-    for name, files in classes.items():
-        if not files:
-            raise UserError(f"{root / name} holds no images ({' '.join(_SUFFIXES)})")
-    if loose:
-        return loose, np.zeros(len(loose), np.int32), ()
-    if not classes:
-        raise UserError(f"{root} holds no images ({' '.join(_SUFFIXES)})")
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(v) for v in classes.values()])
-    return [file for files in classes.values() for file in files], labels, tuple(classes)
+def _split(listing: Listing, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows for training and for testing."""
+    if not listing.num_train:
+        return stratified_split(listing.labels, fraction, seed)
+    first, others = np.split(np.arange(len(listing.files)), [listing.num_train])
+    return first, others
 
 
-def images_in(root: Path) -> list[str]:
-    """The images in a folder at any depth, relative to it and sorted, whatever its subfolders mean.
-
-    Raises:
-        UserError: the folder is missing, unreadable or without images; a link leads nowhere or to a
-            folder above it.
-    """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}: set data.path to a folder of images")
-    try:
-        files = sorted(file.relative_to(root).as_posix() for file in _images_below(root, ()))
-    except OSError as error:
-        raise UserError(f"can't read {error.filename or root}: {error.strerror}") from None
-    if not files:
-        raise UserError(f"{root} holds no images ({' '.join(_SUFFIXES)})")
-    return files
+def _facts(
+    listing: Listing, train: np.ndarray, test: np.ndarray, fraction: float
+) -> dict[str, str]:
+    """Where labels and test images are from, in words."""
+    counts = np.bincount(listing.labels[train], minlength=len(listing.names))
+    of_each = [f"{name} {count:,}" for name, count in zip(listing.names, counts, strict=False)]
+    more = f" and {len(of_each) - _LISTED} more" if len(of_each) > _LISTED else ""
+    classes = f"from {listing.labels_from}: {', '.join(of_each[:_LISTED])}{more}"
+    held_out = (
+        f"{len(test):,} in the folder {listing.held_out}"
+        if listing.held_out
+        else f"{len(test):,} drawn (test_fraction={fraction:g})"
+    )
+    return {"classes": classes if of_each else "none", "testing": held_out}
 
 
-def note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
-    """A note if images have to be enlarged, judged by at most 256 of them."""
-    looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
-    sides = np.array([side for side in looked_at if side])
-    small = int((sides < image_size).sum())
+def note_on_size(root: Path, headers: Headers, image_size: int) -> tuple[str, ...]:
+    """A note if images have to be enlarged, judged by some of them."""
+    small = int((headers.shorter < image_size).sum()) if len(headers.sides) else 0
     if not small:
         return ()
-    # Nine images of ten are at least that large; a multiple of 8, since networks halve it.
-    fitting = int(np.quantile(sides, 0.1, method="lower"))
-    fitting = fitting // 8 * 8 or fitting
+    # A multiple of 8, since networks halve it.
+    fitting = headers.usual_side // 8 * 8 or headers.usual_side
     advice = f": data.image_size={fitting} suits them" if fitting < image_size else ""
     return (
-        f"{small} of {len(sides)} images looked at in {root} have a side below "
-        f"data.image_size={image_size}, down to {sides.min()} pixels, and are enlarged{advice}",
+        f"{small} of {len(headers.sides)} images looked at in {root} have a side below "
+        f"data.image_size={image_size}, down to {headers.shorter.min()} pixels, and are "
+        f"enlarged{advice}",
     )
-
-
-def _shorter_side(file: Path) -> int:
-    """The shorter side in pixels, without decoding the image; 0 where the file can't be read."""
-    return min(size_of(file))
-
-
-def size_of(file: Path) -> tuple[int, int]:
-    """Height and width in pixels, upright, without decoding the image; 0 where it can't be read."""
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-            width, height = image.size
-            return (width, height) if turned else (height, width)
-    # As in `read_image`.
-    except Exception:
-        return 0, 0
-
-
-def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
-    """The images in a folder at any depth; `above` are the resolved paths of its parent folders.
-
-    Raises:
-        UserError: a link to a parent folder, which would repeat its images without end.
-    """
-    here = folder.resolve()
-    if here in above:
-        raise UserError(f"{folder} is its own parent folder {here}, by a link: remove the link")
-    found = []
-    for entry in _entries(folder):
-        if entry.is_dir():
-            found += _images_below(entry, (*above, here))
-        elif _is_image(entry):
-            found.append(entry)
-    return found
-
-
-def _entries(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, sorted by name.
-
-    Raises:
-        UserError: a link without a target: images, or a class, would be missing unnoticed.
-    """
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    for entry in entries:
-        if entry.is_symlink() and not entry.exists():
-            raise UserError(f"{entry} is a link to {os.readlink(entry)}, which does not exist")
-    return entries
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -239,6 +188,7 @@ class FolderSource(Source):
         channels: 1 or 3.
         background: the colour behind transparent pixels.
         captions: a text for each image, or none.
+        sixteen_bits: as of `image_folder`.
     """
 
     root: Path
@@ -248,13 +198,15 @@ class FolderSource(Source):
     channels: int
     background: str = BACKGROUND
     captions: tuple[str, ...] = ()
+    sixteen_bits: str = REFUSED
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
         file = self.root / self.files[index]
-        image = read_image(file, str(file), self.image_size, self.channels, self.background)
+        how = self.image_size, self.channels, self.background, self.sixteen_bits
+        image = read_image(file, str(file), *how)
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
@@ -262,7 +214,8 @@ class FolderSource(Source):
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
-        settings = f"{self.image_size} {self.channels} {self.background}\n"
+        scaled = f" {SCALED}" if self.sixteen_bits == SCALED else ""
+        settings = f"{self.image_size} {self.channels} {self.background}{scaled}\n"
         digest = hashlib.sha256(settings.encode())
         for name, label in zip(self.files, self.labels, strict=True):
             file = self.root / name
@@ -297,6 +250,7 @@ def read_image(
     image_size: int | tuple[int, int] = 0,
     channels: int = 3,
     background: str = BACKGROUND,
+    sixteen_bits: str = REFUSED,
 ) -> np.ndarray:
     """Decodes an image, crops its centre to the wanted aspect ratio and resizes it.
 
@@ -311,6 +265,8 @@ def read_image(
         image_size: the side of a square in pixels, or height and width; 0 keeps the image as it is.
         channels: 3 for colour, 1 for grey.
         background: a colour by name or as `#rrggbb`.
+        sixteen_bits: "refused", or "scaled" by 255/65535: grey is rounded, and colours are as
+            Pillow reduces them, within one of 255.
 
     Returns:
         uint8 `[H,W,C]`.
@@ -320,14 +276,20 @@ def read_image(
             pixels, or more than 8 bits per channel.
     """
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise UserError(
                     f"{where} is {image.width}×{image.height} pixels: over {_MAX_PIXELS} in all"
                 )
-            if image.mode.startswith(("I", "F")) or _colour_bits(image) > 8:
-                raise UserError(f"{where} has more than 8 bits per channel: convert it to 8 first")
-            upright = ImageOps.exif_transpose(image)
+            bits = bits_of(image)
+            if image.mode.startswith(("I", "F")) or bits > 8:
+                if sixteen_bits != SCALED:
+                    raise UserError(
+                        f"{where} has more than 8 bits per channel: convert it to 8 first"
+                    )
+                if image.mode.startswith("F") or bits > 16:
+                    raise UserError(f"{where} has more than 16 bits per channel: convert it first")
+            upright = _eight_bits(ImageOps.exif_transpose(image))
             image = _over(background, upright).convert(_MODES[channels])
     except UserError:
         raise
@@ -341,6 +303,13 @@ def read_image(
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey numbers of 16 bits as 8, rounded; Pillow would clip them at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray(np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8), "L")
+
+
 def _over(background: str, image: Image.Image) -> Image.Image:
     """The image over the background, without transparency.
 
@@ -351,23 +320,6 @@ def _over(background: str, image: Image.Image) -> Image.Image:
     front = image.convert("RGBA")
     back = Image.new("RGBA", front.size, ImageColor.getrgb(background)[:3])
     return Image.alpha_composite(back, front)
-
-
-def _colour_bits(image: ImageFile.ImageFile) -> int:
-    """Bits per channel as stored in the file; Pillow reduces deeper colours to 8 silently."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
-    if image.format == "PNG":
-        stream = cast(BinaryIO, image.fp)
-        here = stream.tell()
-        stream.seek(_PNG_DEPTH)
-        depth = stream.read(1)[0]
-        stream.seek(here)
-        return depth
-    if image.format == "PPM" and isinstance(args := image.tile[0].args, tuple):
-        _, *most = args
-        return max([1, *most]).bit_length()
-    return 8
 
 
 def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:

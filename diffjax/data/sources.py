@@ -1,7 +1,7 @@
 """Sources and data sets: images and labels by index, for training and for testing."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NamedTuple, NotRequired, Protocol, TypedDict
 
@@ -165,6 +165,7 @@ class DataSet:
         label_names: one name per class.
         real: the real training images, if `train` has generated ones.
         notes: remarks on the data, which are printed before training.
+        facts: what is known of the data and what becomes of it, for the summary of a dry run.
         codec: what decodes them to pictures; `Identity` for images.
         mixture: the exact distribution of the real images, if it is known.
         given: the kind of condition of the images; by default their classes.
@@ -178,6 +179,7 @@ class DataSet:
     label_names: tuple[str, ...]
     real: Source | None = None
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
     codec: Codec = Identity()
     mixture: GaussianMixture | None = field(default=None, repr=False)
     given: Condition | None = field(default=None, repr=False)

@@ -92,6 +92,12 @@ class Reference:
     shared: bool = False
     test_texts: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return (
+            f"Reference({self.name}: {len(self.train_images):,} images, "
+            f"{len(self.test_features):,} for testing, by {self.extractor.name})"
+        )
+
 
 def reference(
     dataset: DataSet,

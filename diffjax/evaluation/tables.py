@@ -256,6 +256,32 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def metrics_table(evaluation: Mapping[str, Any]) -> str:
+    """Formats all metrics of an evaluation that have a value, each with its floor, as plain text.
+
+    Example:
+        >>> print(metrics_table({"accuracy": 0.5, "recall": {"value": 0.25, "floor": None}}))
+        metric    value  floor
+        accuracy  0.500      –
+        recall    0.250      –
+    """
+    found = {
+        name: entry if isinstance(entry, Mapping) else {"value": entry}
+        for name in LABELS
+        if (entry := evaluation.get(name)) is not None
+    }
+    rows = [("metric", "value", "floor")]
+    rows += [
+        (label(name), three_digits(each.get("value")), three_digits(each.get("floor")))
+        for name, each in found.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {floor:>{widths[2]}}"
+        for name, value, floor in rows
+    )
+
+
 def label(name: str) -> str:
     """The name of a metric on pages.
 

@@ -81,11 +81,31 @@ def evaluations_since_best(values: Sequence[float], sign: float = 1.0) -> int:
     return len(values) - 1 - last
 
 
+def best_at_checkpoints(steps: Sequence[int], every_steps: int) -> set[int]:
+    """The newest of the best states, and those that were the best at the last two checkpoints.
+
+    A run that is rolled back goes on from one of these two, and later states are moved aside.
+
+    Args:
+        steps: at which a state was the best so far, in increasing order.
+        every_steps: between two checkpoints.
+
+    Example:
+        >>> sorted(best_at_checkpoints([100, 250, 300, 420, 480, 490], every_steps=200))
+        [100, 300, 490]
+    """
+    if not steps:
+        return set()
+    last = steps[-1] // every_steps * every_steps
+    until = ([step for step in steps if step <= saved] for saved in (last - every_steps, last))
+    return {steps[-1], *(known[-1] for known in until if known)}
+
+
 class Evaluations:
     """The evaluators of a run that trains, from one step on.
 
     The best state by `config.best_by` is stored in the folder `best`, beside the latest
-    checkpoints.
+    checkpoints; so is the one that was the best at each of the last two of these.
 
     Args:
         training: the run.
@@ -107,10 +127,11 @@ class Evaluations:
         name, _, metric = self._best_by.partition("/")
         if metric:
             self._sign = -1.0 if metric in training.evaluators[name].higher_is_better else 1.0
-            self._best = Checkpoints(training.workdir / BEST, keep=1)
+            self._best = Checkpoints(training.workdir / BEST, keep=None)
             # Of a step that is made again, or measured again: a kill came before its line.
             key, stored = f"eval/{self._best_by}", self._best.steps()
             self._best.leave([step for step in stored if key not in self._values.get(step, {})])
+            self._delete_outdone()
             self._record_best()
 
     @property
@@ -214,6 +235,14 @@ class Evaluations:
         if self._best is not None and math.isfinite(value) and not worse:
             self._best.save(int(state.step), state, self._training.meta)
             self._best.wait()
+            self._delete_outdone()
+
+    def _delete_outdone(self) -> None:
+        """Deletes the states that would not be the best either after a roll-back."""
+        if self._best is not None:
+            stored = self._best.steps()
+            kept = best_at_checkpoints(stored, self._config.checkpoint_every_steps)
+            self._best.delete([step for step in stored if step not in kept])
 
     def _record_best(self) -> None:
         known = (read_json(self._training.workdir / workdirs.RUN) or {}).get("best")

@@ -33,7 +33,7 @@ from diffjax.loop.rollback import Rollbacks, roll_back
 from diffjax.loop.trackers.base import Onwards, trackers_of, tracking
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs import workdirs
-from diffjax.runs.checks import check_config, check_expected, check_pairs
+from diffjax.runs.checks import check_buckets, check_config, check_expected, check_pairs
 from diffjax.runs.extension import planned, restart_step, scheduled
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
@@ -138,6 +138,7 @@ def prepared(config: ConfigDict, dataset: DataSet | None = None) -> tuple[Setup,
     check_expected(config, data)
     setup = set_up(config, data.image_shape, data.condition, codec=data.codec)
     check_pairs(setup.parts, data)
+    check_buckets(setup.parts, data)
     check_evaluation(setup.parts, data)
     check_evaluators(setup.parts, data)
     trackers_of(config)

@@ -15,7 +15,7 @@ from diffjax.training.step import LOG_SNR_EDGES
 
 _LOG = logging.getLogger("diffjax")
 _FEWEST_AHEAD, _SECONDS_AHEAD = 8, 2.0
-_NO_MEANS = ("bin_loss", "bin_count", "skipped", "skipped_in_a_row")
+_NO_MEANS = ("bin_loss", "bin_count", "worst_interval", "skipped", "skipped_in_a_row")
 
 
 class NonFiniteLoss(UserError):
@@ -160,6 +160,9 @@ class MetricsWindow:
         cause = f"loss or gradient are not finite in step {step}"
         if "bin_loss" in metrics:
             cause = _not_finite(metrics["bin_loss"], metrics["bin_count"], step)
+        if "worst_interval" in metrics:
+            t, t_to = metrics["worst_interval"]
+            cause = f"{cause}, between t = {t:.3g} and {t_to:.3g}"
         if 0 < in_a_row <= self._skip_in_a_row:
             total = int(metrics["skipped"])
             self._left_out.write(step, summarise([metrics]))

@@ -207,22 +207,28 @@ class FromTeacher:
 
     Attributes:
         guidance_scale: 1 is no guidance; the distilled model then needs none.
+        highest_scale: scales are drawn evenly between `guidance_scale` and this one; 0 draws none.
     """
 
     distils = True
 
     guidance_scale: Positive[float] = field(default=1.0, metadata={"static": True})
+    highest_scale: NotNegative[float] = field(default=0.0, metadata={"static": True})
 
     def __call__(self, teacher: Predict, noised: Noised, x_t: Samples, t: PerSample) -> Pair:
         pair = teacher(x_t, t, noised.cond)
-        if self.guidance_scale != 1.0:
+        if self.guidance_scale != 1.0 or self.highest_scale:
             other = teacher(x_t, t, None)
-            more = self.guidance_scale - 1.0
+            more: Any = self.guidance_scale - 1.0
+            if self.highest_scale:
+                shape = (len(x_t),) + (1,) * (x_t.ndim - 1)
+                share = jax.random.uniform(jax.random.fold_in(noised.key, 1), shape)
+                more = more + share * (self.highest_scale - self.guidance_scale)
             pair = jax.tree.map(lambda on, off: on + more * (on - off), pair, other)
         return jax.lax.stop_gradient(pair)
 
 
-DATA = FromData()
+DATA, TEACHER = FromData(), FromTeacher()
 
 
 @register_dataclass
@@ -278,9 +284,12 @@ class Consistency(Noising):
         time_key, key = jax.random.split(key)
         drawn = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         ends = jnp.stack([jnp.asarray(self.path.t_min), jnp.asarray(self.path.t_noise)])
-        lowest, highest = _sigma(self.path, ends)
-        sigma, earlier = self.pairs(_sigma(self.path, drawn), lowest, highest, progress.fraction)
-        t, t_to = _time(self.path, sigma), _time(self.path, jnp.maximum(earlier, lowest))
+        lowest, highest = level_of(self.path, ends)
+        sigma, earlier = self.pairs(level_of(self.path, drawn), lowest, highest, progress.fraction)
+        t, t_to = (
+            time_of_level(self.path, sigma),
+            time_of_level(self.path, jnp.maximum(earlier, lowest)),
+        )
         noised = self.noised(t, key, batch)
 
         def end(params: Any, x: Array, t: Array) -> Array:
@@ -296,7 +305,7 @@ class Consistency(Noising):
         target = jax.lax.stop_gradient(jnp.where(clean, pair.x0, target))
         weight = jnp.ravel(self.weight(noised.c, noised.k)) * (sigma - earlier) ** -self.power
         distance = self.metric(end(params, noised.x_t, t) - target)
-        return weight * distance, self.metrics(noised)
+        return weight * distance, self.metrics(noised, t_to)
 
     def predict(self, apply: Apply, params: Any, noised: Noised) -> Predict:
         """`(x, t, cond) ->` the pair of the end of the flow, in training mode."""
@@ -310,11 +319,11 @@ class Consistency(Noising):
         return denoiser(evaluate, params, self.path, self.precond_for(noised.source))
 
 
-def _sigma(path: Path, t: AnyShape) -> AnyShape:
+def level_of(path: Path, t: AnyShape) -> AnyShape:
     """Noise to signal, `σ = s/a`, of the shape of `t`; at most e^7.5, where none is left."""
     return jnp.exp(-0.5 * jnp.maximum(log_snr(path, t), -15.0))
 
 
-def _time(path: Path, sigma: AnyShape) -> AnyShape:
+def time_of_level(path: Path, sigma: AnyShape) -> AnyShape:
     """The time of a noise level, of the shape of `sigma`."""
     return time_of_log_snr(path, -2.0 * jnp.log(sigma))

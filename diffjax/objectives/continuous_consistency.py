@@ -13,6 +13,7 @@ from diffjax.kinds import NotNegative, Probability
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.consistency import DATA, FromData, FromTeacher
 from diffjax.objectives.denoising import Noising, pixel_mean
+from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.process.paths import Scalar, coeffs
 from diffjax.process.precond import Apply, Meaning, denoiser
 from diffjax.process.targets import V
@@ -46,18 +47,20 @@ class ContinuousConsistency(Noising):
         floor: added to the norm of g; 0.1 in the paper.
         normalised: whether g is divided by its norm.
         prediction: the pair that gives dx/dθ, `FromData`, or `FromTeacher` for distillation (sCD).
+        derivative: how `a·s·dF/dθ` is computed, `Exact` or `CentralDifference`.
     """
 
     warm_up: Probability[Scalar] = 0.025
     floor: NotNegative[Scalar] = 0.1
     normalised: bool = field(default=True, metadata={"static": True})
     prediction: FromData | FromTeacher = DATA
+    derivative: Derivative = EXACT
 
     @property
     def traits(self) -> Traits:
         return replace(
             super().traits,
-            forward_mode=True,
+            forward_mode=self.derivative.forward_mode,
             meaning=Meaning.END_OF_FLOW,
             solver="consistency",
             has_teacher=self.prediction.distils,
@@ -93,7 +96,7 @@ class ContinuousConsistency(Noising):
         # a·s·d/dθ, where dθ = (a·ds - s·da)·dt on a path that preserves variance.
         both = c.a * c.s
         clock = jnp.ravel(both / (c.a * c.ds - c.s * c.da))
-        v, change = jax.jvp(network, (noised.x_t, t), (both * slope, clock))
+        v, change = self.derivative(network, (noised.x_t, t), (both * slope, clock))
         faded = jnp.minimum(1.0, progress.fraction / jnp.maximum(self.warm_up, 1e-8))
         fixed = jax.lax.stop_gradient(v)
         tangent = -jnp.square(c.a) * (fixed - slope) - faded * (both * noised.x_t + change)

@@ -87,9 +87,17 @@ class Noising(Objective):
         t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         return self.noised(t, key, batch)
 
-    def metrics(self, noised: Noised) -> dict[str, PerSample]:
-        """What is logged of each example."""
-        return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
+    def metrics(self, noised: Noised, t_to: PerSample | None = None) -> dict[str, Array]:
+        """What is logged of each example.
+
+        Args:
+            noised: the batch.
+            t_to: `[B]`, the other time of a loss of two times.
+        """
+        log_snr = {"log_snr": jnp.ravel(log_snr_of(noised.c))}
+        if t_to is None:
+            return log_snr
+        return {**log_snr, "interval": jnp.stack([jnp.ravel(noised.c.t), t_to], axis=-1)}
 
 
 @register_dataclass

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 from PIL import Image
 
+from diffjax.comparison.provenance import check_comparable
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import (
     METRICS,
@@ -117,6 +118,8 @@ def _content(workdir: Path) -> dict[str, Any]:
         "loss_curve": Markup(plots.loss_curve(records)),
         "loss_by_log_snr": Markup(plots.plot_loss_by_log_snr(records)),
         "metric_curves": _metric_curves(run, records),
+        "step_curves": _step_curves(_comparable_steps(workdir, evaluation)),
+        "foreign": evaluation.get("samples"),
         "evaluation": evaluation,
         "evaluated_with": _evaluated_with(evaluation),
         "quality": _quality(evaluation),
@@ -149,6 +152,52 @@ def _metric_curves(
     return [(plots.metric_title(name), Markup(svg)) for name, svg in drawn.items() if svg]
 
 
+def _comparable_steps(
+    workdir: Path, evaluation: Mapping[str, Any]
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """The evaluations of several steps by the same recipe, weights and provenance, by step."""
+    step: Any = evaluation.get("step")
+    if not is_number(step):
+        return []
+    found = {step: evaluation}
+    for path in sorted(workdir.glob("evaluation_*.json")):
+        other = read_json(path) or {}
+        drawn_alike = all(other.get(key) == evaluation.get(key) for key in ("weights", "sampling"))
+        if drawn_alike and is_number(other.get("step")) and _are_comparable(evaluation, other):
+            found.setdefault(other["step"], other)
+    return sorted(found.items())
+
+
+def _are_comparable(*evaluations: Mapping[str, Any]) -> bool:
+    try:
+        check_comparable(dict(zip("ab", evaluations, strict=True)), "frechet_distance")
+    except UserError:
+        return False
+    return True
+
+
+def _step_curves(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> list[tuple[str, Any]]:
+    """Title and figure of each metric of evaluations against the training step; [] of one step."""
+    if len(steps) < 2:
+        return []
+    drawn = {
+        name: plots.metric_curve(
+            [
+                {"step": step, f"{plots.EVAL_PREFIX}evaluation/{name}": _value(each.get(name))}
+                for step, each in steps
+                if is_number(_value(each.get(name)))
+            ],
+            f"evaluation/{name}",
+        )
+        for name in ("frechet_distance", "kernel_distance", "accuracy", "precision", "recall")
+    }
+    return [(label(name), Markup(svg)) for name, svg in drawn.items() if svg]
+
+
+def _value(entry: Any) -> Any:
+    return entry.get("value") if isinstance(entry, Mapping) else entry
+
+
 def _best(best: Mapping[str, Any] | None) -> str:
     """Which checkpoint is the best.
 
@@ -171,7 +220,8 @@ def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int
         of = f" of {num_steps:,}" if is_number(num_steps) else ""
         return f"Trained to step {step:,}{of}; not evaluated yet."
     parts = []
-    samples = f"{number(evaluation.get('num_samples'))} conditional samples"
+    kind = "samples of other code" if "samples" in evaluation else "conditional samples"
+    samples = f"{number(evaluation.get('num_samples'))} {kind}"
     if is_number(evaluation.get("accuracy")):
         parts.append(f"{percent(evaluation['accuracy'])} of {samples} recognised")
     distance = evaluation.get("frechet_distance")
@@ -180,6 +230,8 @@ def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int
         floor = "" if floor is None else f" (floor {three_digits(floor)})"
         parts.append(f"Fréchet distance {three_digits(distance.get('value'))}{floor}")
     verdict = "; ".join(parts) or "Evaluated, without accuracy or Fréchet distance"
+    if "samples" in evaluation and not is_number(evaluation.get("accuracy")):
+        verdict += f" of {samples}"
     nfe = (evaluation.get("sampling") or {}).get("nfe")
     if is_number(nfe):
         verdict += f" at {nfe:,} NFE"
@@ -340,8 +392,11 @@ def _evaluated_with(evaluation: Mapping[str, Any]) -> str:
     names = {"num_steps": "solver steps", "nfe": "NFE", "guidance_scale": "guidance scale"}
     sampling = evaluation.get("sampling") or {}
     named |= {names.get(key, key): value for key, value in sampling.items()}
+    drawn = evaluation.get("samples") or {}
+    named |= {"file": drawn.get("file"), "SHA-256": drawn.get("sha256")} if drawn else {}
     text = ", ".join(f"{key} {number(value)}" for key, value in named.items() if value is not None)
-    sentences = [f"Measured on {number(evaluation.get('num_samples'))} samples: {text}."]
+    kind = "samples of other code" if drawn else "samples"
+    sentences = [f"Measured on {number(evaluation.get('num_samples'))} {kind}: {text}."]
     interval, classifier = (
         evaluation.get(key) for key in ("accuracy_interval", "classifier_test_accuracy")
     )

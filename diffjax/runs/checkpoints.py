@@ -255,6 +255,11 @@ class Checkpoints:
         """Moves checkpoints that no run should resume from to the folder `checkpoints_left`."""
         self._move_out(steps, "left")
 
+    def delete(self, steps: list[int]) -> None:
+        """Deletes checkpoints that were kept for a while."""
+        for step in steps:
+            self._manager.delete(step)
+
     def wait(self) -> None:
         """Waits until all saves are on disk."""
         self._manager.wait_until_finished()

@@ -55,6 +55,36 @@ def draw_images(
     return model.sample(chosen.of(model.wired.recipe), request, batch_size=batch_size)
 
 
+def one_condition(kind: Condition, named: dict[str, Any], num_samples: int | None) -> Any:
+    """What samples are to show: the one condition that is named, in turn for `num_samples`.
+
+    Raises:
+        UserError: none is named, or several; a number that is none.
+    """
+    given = {name: value for name, value in named.items() if value is not None}
+    if len(given) > 1:
+        raise UserError(
+            f"{' and '.join(f'{name}=' for name in given)} are one thing: leave one out"
+        )
+    if num_samples is not None:
+        check_whole("num_samples", num_samples, 1)
+    if not given and num_samples is None:
+        raise UserError("pass what samples are to show, as labels=[3, 7], or how many, num_samples")
+    if not given:
+        return num_samples
+    ((name, condition),) = given.items()
+    if name != "condition" and np.ndim(condition) == 0 and not isinstance(condition, dict):
+        condition = [condition]  # labels=3 is the label 3, as --labels=3 is
+    if num_samples is None:
+        return condition
+    if isinstance(condition, int | np.integer):
+        raise UserError(f"{name}={condition} is a number of samples too: leave num_samples= out")
+    rows = conditions_of(kind, condition)
+    if not len_of(rows):
+        raise UserError(f"{name}= is empty: there are no samples to draw")
+    return kind.take(rows, np.arange(num_samples) % len_of(rows))
+
+
 def conditions_of(kind: Condition, given: Any) -> Any:
     """The condition of samples from their number, a list to parse, or its arrays.
 

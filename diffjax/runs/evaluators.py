@@ -162,7 +162,7 @@ class Samples:
             )
         if not {"accuracy", "cmmd", *_OF_TEXTS} & set(self.metrics):
             return  # An extractor may be a large file.
-        extractor = own_extractor(run.config)
+        extractor = own_extractor(run.config, dataset)
         classes = dataset.num_classes and extractor.test_accuracy is not None
         if "accuracy" in self.metrics and not classes:
             raise UserError(
@@ -200,7 +200,7 @@ class Samples:
     def _reference(self, run: Run, dataset: DataSet, begun: Begun) -> Reference:
         """The real images and their features, made at the first call."""
         if not self._known or self._known[0] is not dataset:
-            extractor = own_extractor(run.config)
+            extractor = own_extractor(run.config, dataset)
             self._known[:] = (
                 dataset, extractor, reference_of(dataset, extractor, lambda: begun(0))
             )  # fmt: skip

@@ -18,7 +18,7 @@ from diffjax.pretrained.lora import Lora
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.drawing import draw_images
+from diffjax.runs.drawing import draw_images, one_condition
 from diffjax.runs.model import Model
 from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Chosen, with_found_grid
@@ -215,8 +215,11 @@ class Run:
 
     def sample(
         self,
-        condition: Any,
+        condition: Any = None,
         *,
+        labels: Any = None,
+        prompts: Any = None,
+        num_samples: int | None = None,
         source: np.ndarray | None = None,
         seed: int = 0,
         solver: str | Solver | None = None,
@@ -243,6 +246,9 @@ class Run:
                 (labels by number or name, prompts; for several parts a dict or text for each
                 sample), or its arrays with one row for each sample. A text is one sample. A number
                 n is n samples whose labels cycle through all classes.
+            labels: the same by the name of the flag, in the place of `condition`.
+            prompts: as `labels`.
+            num_samples: how many; the rows of a condition are taken in turn.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
                 Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
@@ -273,14 +279,47 @@ class Run:
                 raise UserError("negative= and against= are both what guidance leads away from")
             against = [negative]
         chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
+        named = {"condition": condition, "labels": labels, "prompts": prompts}
         return draw_images(
             self.model(weights).seamless(seamless),
-            condition,
+            one_condition(self.parts.wired.condition, named, num_samples),
             with_found_grid(self, chosen),
             source=source,
             seed=seed,
             batch_size=batch_size,
         )
+
+    def evaluate(
+        self,
+        dataset: DataSet | None = None,
+        *,
+        data_path: str | None = None,
+        out: str | Path | None = None,
+        **wanted: Any,
+    ) -> dict[str, Any]:
+        """Evaluates the run as `experiments.evaluate` does, and writes `evaluation.json` and page.
+
+            result = run.evaluate(num_samples=1000, solvers="ddim", num_steps=[5, 10])
+            result["frechet_distance"]["value"]
+
+        Args:
+            dataset: the real images; by default those that the run was trained on.
+            data_path: where these lie now, if they have moved.
+            out: folder for the results, in the place of the run's own.
+            **wanted: flags of `experiments.evaluate`, or attributes of
+                `diffjax.runs.measure.Wanted`: `solvers`, `grids`, `num_steps`, `num_samples`,
+                `labels`, `prompts`, `batch_size`, `guidance_scale`, `guidance`, `against`, `seed`,
+                `weights`, `extractor`. Those that are lists take one value too.
+
+        Returns:
+            The content of `evaluation.json`.
+
+        Raises:
+            UserError: an unknown name, or what the command refuses.
+        """
+        from diffjax.runs.evaluating import evaluate_run  # It imports this module.
+
+        return evaluate_run(self, dataset, data_path=data_path, out=out, **wanted)
 
     def dataset(self, path: str | None = None) -> DataSet:
         """The data set that the run was trained on.

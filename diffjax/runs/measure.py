@@ -43,6 +43,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.results import file_of, keep_earlier
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -110,6 +111,7 @@ def measure(
 ) -> dict[str, Any]:
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
+    The evaluation of a step before the newest checkpoint is a file of its own (`file_of`).
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
     are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension, by the
     methods in `config.evaluation.likelihood`, are added to `likelihood.json`.
@@ -132,9 +134,12 @@ def measure(
             (`diffjax.runs.kept_samples`), and the same call goes on with them.
     """
     wired, settings = run.parts.wired, run.config.evaluation
-    extractors = wanted.extractors or own_extractors(run.config)
+    extractors = wanted.extractors or own_extractors(run.config, dataset)
+    extractors = [extractor.of(dataset) for extractor in extractors]
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
+    for recipe in (main, *others):
+        run.model(recipe.weights)  # Refused before the real images are read.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
     texts = own_prompts(run.config, wanted.prompts)
@@ -156,7 +161,7 @@ def measure(
         beat()
 
     with stop_at_once(stopped):
-        references = [_told_reference(dataset, extractor, beat) for extractor in extractors]
+        references = [_logged_reference(dataset, extractor, beat) for extractor in extractors]
         num_samples = wanted.num_samples or settings.num_samples
         shares = label_shares(mix, wired, dataset, references[0].class_counts)
         labels = proportional_labels(num_samples, shares)
@@ -165,7 +170,7 @@ def measure(
         recipes = distinct([main, *others])
         with progress("evaluating", sum(map(_cost, recipes))) as evaluating:
             result = evaluate(
-                _told_draw(draw, recipes, evaluating),
+                _logged_draw(draw, recipes, evaluating),
                 main,
                 references,
                 labels=samples.labels if dataset.num_classes else None,
@@ -184,13 +189,15 @@ def measure(
                 add_likelihood(run.workdir, found)
     if is_first():
         with translate_storage_errors(run.workdir):
-            _save_neighbours(run, references[0].train_images, result.samples)
-            write_json(run.workdir / workdirs.EVALUATION, summary)
+            keep_earlier(run.workdir, run.step)
+            write_json(path := file_of(run.workdir, workdirs.EVALUATION, run.step), summary)
+            if path.name == workdirs.EVALUATION:
+                save_neighbours(run.workdir, references[0].train_images, result.samples)
         forget(run.workdir)
     return summary
 
 
-def _told_reference(
+def _logged_reference(
     dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
 ) -> metrics.Reference:
     """`reference_of`, whose progress is logged by the images whose features are computed."""
@@ -205,7 +212,7 @@ def _told_reference(
         return reference_of(dataset, extractor, counted)
 
 
-def _told_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progress) -> Draw:
+def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progress) -> Draw:
     """`draw`, called for each of the recipes in turn, whose progress is logged."""
     numbers, costs = count(1), [0, *accumulate(map(_cost, recipes))]
 
@@ -333,7 +340,7 @@ def noise_seed(training_seed: int, seed: int) -> int:
 
 def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     """Adds what `measure_likelihood` found to `likelihood.json`, by method and dequantisation."""
-    path = workdir / LIKELIHOOD
+    path = file_of(workdir, LIKELIHOOD, result["step"])
     name = f"{result['method']}-{result['dequantisation']}"
     write_json(path, (read_json(path) or {}) | {name: result})
 
@@ -554,26 +561,27 @@ def conditions_to_show(
     return samples.condition, samples.source
 
 
-def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
+def own_extractors(config: ConfigDict, dataset: DataSet) -> tuple[Extractor, ...]:
     """The extractors whose features a config's distances compare, the main one first.
 
     Raises:
         UserError: one of them can't be loaded.
     """
     further = (
-        build(part, Extractor, f"config.evaluation.extractors[{i}]")
+        build(part, Extractor, f"config.evaluation.extractors[{i}]").of(dataset)
         for i, part in enumerate(config.evaluation.extractors)
     )
-    return own_extractor(config), *further
+    return own_extractor(config, dataset), *further
 
 
-def own_extractor(config: ConfigDict) -> Extractor:
+def own_extractor(config: ConfigDict, dataset: DataSet) -> Extractor:
     """The extractor whose features a config's metrics compare, the main one of `own_extractors`.
 
     Raises:
         UserError: it can't be loaded.
     """
-    return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
+    extractor = build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
+    return extractor.of(dataset)
 
 
 def check_evaluation(parts: Parts, dataset: DataSet) -> None:
@@ -596,7 +604,7 @@ def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     if prompts := own_prompts(config):
         _check_prompts(parts.wired, prompts)
     _check_counts(parts, dataset)
-    for extractor in own_extractors(config):
+    for extractor in own_extractors(config, dataset):
         _check_extractor(extractor, dataset.picture_shape)
     for method in settings.likelihood:
         check_levels(dataset)
@@ -645,12 +653,12 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
-    """One row a sample: itself, then its nearest training images."""
+def save_neighbours(workdir: Path, train_images: ImageSet, samples: np.ndarray) -> None:
+    """Writes `samples/neighbours.png`; a row has a sample, and its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
     indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
-    path = run.workdir / "samples" / "neighbours.png"
+    path = workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)

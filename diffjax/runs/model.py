@@ -130,6 +130,9 @@ class Programs:
     mesh: Mesh
     codec: Codec = Identity()
 
+    def __repr__(self) -> str:
+        return f"Programs({self.wired!r})"
+
     @cached_property
     def decoder(self) -> Callable[[Any], np.ndarray]:
         """`latents -> images` (`Codec.decoder`), on this process's devices of the mesh."""
@@ -222,6 +225,9 @@ class Model:
     params: Any
     find: Callable[[str], "Model"] = _no_others
     change: Callable[[Predict], Predict] | None = None
+
+    def __repr__(self) -> str:
+        return f"Model({self.wired!r})"
 
     @property
     def wired(self) -> Wired:

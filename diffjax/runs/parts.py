@@ -37,6 +37,9 @@ class Parts:
     mesh: Mesh
     codec: Codec = Identity()
 
+    def __repr__(self) -> str:
+        return f"Parts({self.config.name}: {self.wired!r} on {self.mesh.size} devices)"
+
     @cached_property
     def programs(self) -> Programs:
         """What samples are drawn with, compiled once for pictures, evaluation and `run.sample`."""

@@ -164,6 +164,11 @@ class Solver(NamedTuple):
     steps: Callable[[int], int] = int
     finishes: bool = True
 
+    def __repr__(self) -> str:
+        name = getattr(self.step, "__qualname__", type(self.step).__name__).partition(".")[0]
+        name = self.step.__module__.rpartition(".")[2] if name.startswith("_") else name
+        return f"Solver({name}, order {self.order}, {self.nfe or 'any'} evaluations per step)"
+
 
 P = ParamSpec("P")
 

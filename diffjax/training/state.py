@@ -38,6 +38,10 @@ class TrainState(NamedTuple):
     skipped: Any = ()
     frozen: Any = ()
 
+    def __repr__(self) -> str:
+        kept = ", ".join((LIVE, *self.ema)) if isinstance(self.ema, dict) else LIVE
+        return f"TrainState(step {self.step}, weights {kept})"
+
     def weights(self, name: str) -> Any:
         """Live or averaged parameters by name (`live`, `ema-0.999`, …), the frozen ones among them.
 

@@ -59,7 +59,8 @@ def make_train_step(
     Returns:
         A function to be jitted by the caller. `key` is the run's and the same in every step; the
         step number is folded in. Metrics are `loss`, `grad_norm`, `learning_rate` and, by log-SNR
-        bin, `bin_loss` (sums) and `bin_count`, and those of `nonfinite`.
+        bin, `bin_loss` (sums) and `bin_count`, and those of `nonfinite`; of losses that compare two
+        times also `worst_interval` `[2]`, the times of the example with the largest loss.
     """
 
     def train_step(
@@ -91,6 +92,8 @@ def make_train_step(
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
+        if "interval" in seen:
+            metrics["worst_interval"] = seen["interval"][worst_of(losses)]
         with implicit_promotion():
             metrics["learning_rate"] = jnp.asarray(
                 optimizer.schedule(nonfinite.updates_made(state))
@@ -101,6 +104,16 @@ def make_train_step(
         return new, metrics | nonfinite.metrics(new)
 
     return train_step
+
+
+def worst_of(losses: Array) -> Array:
+    """The index of the example whose loss is not finite, or else largest, `[]`.
+
+    Example:
+        >>> worst_of(jnp.array([1.0, 3.0, 2.0])).item(), worst_of(jnp.array([9.0, jnp.nan])).item()
+        (1, 1)
+    """
+    return jnp.argmax(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
 
 
 def by_log_snr(losses: Array, log_snr: Array) -> tuple[Array, Array]:

@@ -22,7 +22,9 @@ from diffjax.codecs import Codec
 from diffjax.conditions import Condition, Several
 from diffjax.conditions.numbers import Numbers
 from diffjax.data import captioned_folder
-from diffjax.data.folder import BACKGROUND, FolderSource, size_of
+from diffjax.data.buckets import BucketedSource, bucket_of, bucket_sizes
+from diffjax.data.folder import BACKGROUND, FolderSource
+from diffjax.data.headers import size_of
 from diffjax.data.latents import FACTS, latents
 from diffjax.data.sources import Batch, DataSet, Example, Source, SplitSeed, TestFraction
 from diffjax.errors import UserError
@@ -33,7 +35,6 @@ from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable
 from diffjax.kinds import AtLeastOne, NotNegative
 from diffjax.training.sharding import local_rows
-from diffjax.tuning.buckets import BucketedSource, bucket_of, bucket_sizes
 from diffjax.tuning.prior import Prior, PriorSource
 
 CACHE = "~/.cache/diffjax/latents"

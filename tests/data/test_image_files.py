@@ -78,6 +78,38 @@ def test_files_of_16_bits_are_refused_in_colour_as_in_grey(tmp_path, write, kind
         read_image(file, str(file), channels=channels)
 
 
+@pytest.mark.parametrize(("write", "kind"), DEEP)
+def test_files_of_16_bits_are_scaled_where_the_setting_says_so(tmp_path, write, kind):
+    """3000·255/65535 = 11.7, which Pillow rounds or cuts in colours."""
+    pixels = np.full((4, 6, CHANNELS[kind]), 3000, np.uint16)
+    if kind in ("LA", "RGBA"):
+        pixels[..., -1] = 65535
+    (tmp_path / "deep.png").write_bytes(write(pixels))
+    found = read_image(tmp_path / "deep.png", "x", sixteen_bits="scaled")
+    assert found.shape == (4, 6, 3)
+    assert np.isin(found, 12 if kind == "grey" else (11, 12)).all()
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_deeper_than_16_bits_is_refused_by_either_setting(tmp_path, mode):
+    Image.new(mode, (2, 2)).save(tmp_path / "deep.tiff")
+    for sixteen_bits in ("refused", "scaled"):
+        with pytest.raises(UserError, match="bits per channel: convert it"):
+            read_image(tmp_path / "deep.tiff", "x", sixteen_bits=sixteen_bits)
+
+
+def test_a_folder_scales_16_bits_and_knows_the_setting(tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(deep_png(np.full((2, 2, 1), 65535, np.uint16)))
+    data = image_folder(str(tmp_path), 2, test_fraction=0, sixteen_bits="scaled")
+    assert (data.train[0]["image"] == 255).all()
+    assert data.facts["depth"] == "2 of them have over 8 bits per channel"
+    refusing = image_folder(str(tmp_path), 2, test_fraction=0)
+    assert data.train.fingerprint() != refusing.train.fingerprint()
+    with pytest.raises(UserError, match=r"data\.sixteen_bits='scale': did you mean 'scaled'"):
+        image_folder(str(tmp_path), sixteen_bits="scale")
+
+
 @pytest.mark.parametrize("depth", [1, 15, 255])
 def test_ppm_files_of_8_bits_and_fewer_are_read(tmp_path, depth):
     file = tmp_path / "flat.ppm"

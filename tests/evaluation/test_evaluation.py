@@ -450,7 +450,7 @@ class TestTraining:
         tiny = replace(recipe, widths=(8, 16), num_epochs=4)
         monkeypatch.setitem(train_classifier.RECIPES, "digits", tiny)
         out = tmp_path / "mine.npz"
-        args = SimpleNamespace(dataset="digits", path="", out=str(out), seed=1)
+        args = SimpleNamespace(config="", dataset="digits", path="", out=str(out), seed=1)
         train_classifier.main(args)
         trained = classifier.load(str(out))
         assert trained.sha256 in capsys.readouterr().out

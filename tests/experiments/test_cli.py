@@ -131,6 +131,20 @@ def test_choices_after_the_colon_reach_the_config():
     assert (args.config.objective, args.config_name) == ("ddpm", "digits")
 
 
+def test_a_config_is_found_by_its_name_and_along_pythons_path(configs, tmp_path, monkeypatch):
+    args = parse("--config=digits:objective=ddpm")
+    assert (args.config.objective, args.config_name) == ("ddpm", "digits")
+    installed, elsewhere = tmp_path, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.syspath_prepend(str(installed))
+    assert parse("--config=digits").config.num_steps == 100
+    (elsewhere / "configs").mkdir()
+    own = CONFIG.replace('"num_steps": 100', '"num_steps": 7')
+    (elsewhere / "configs" / "digits.py").write_text(own)
+    assert parse(DIGITS).config.num_steps == 7
+
+
 def test_the_config_is_locked():
     config = parse(DIGITS).config
     with pytest.raises(AttributeError, match="learning_rat"):
@@ -150,7 +164,7 @@ def test_a_script_without_config():
     [
         ([], "--config=FILE.py is missing; known: configs/digits.py, configs/fashion_mnist.py"),
         (["--config=configs/digitz.py"], "did you mean 'configs/digits.py'?"),
-        (["--config=digits"], "did you mean 'configs/digits.py'?"),
+        (["--config=digts"], "did you mean 'configs/digits.py'?"),
         (["--config=confgs/digits.py"], "did you mean 'configs/digits.py'?"),
         (["--config=configs"], "there is no config file configs; "),
         ([f"{DIGITS}:objetive=ddpm"], "no axis 'objetive'; did you mean 'objective'?"),

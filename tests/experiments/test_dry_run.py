@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import image_folder as image_folder_config
+from diffjax import config_files
 from diffjax.conditions import Classes
 from diffjax.data import ArraySource, Coarse, DataSet, translation
 from diffjax.data.folder import image_folder
@@ -15,7 +16,7 @@ from diffjax.errors import UserError
 from diffjax.performance.planning.compiled import expected_data
 from diffjax.runs import workdirs
 from diffjax.runs.setup import Setup, set_up
-from diffjax.spec import spec
+from diffjax.spec import build, spec
 from experiments import cli, train
 from tests.support.tiny_network import Tiny
 
@@ -113,6 +114,10 @@ def prepared(folder: Path) -> tuple[Setup, DataSet]:
 def test_a_dry_run_says_what_suits_the_folder(folder, tmp_path):
     said = train.describe(*prepared(folder), tmp_path / "run").splitlines()
     assert any("27 images of 16x16x3, no classes; 3 for testing; all were read" in x for x in said)
+    assert any(
+        line.startswith("  image_size") and "16: 9 of 10 have sides" in line for line in said
+    )
+    assert any(line.startswith("metrics") and line.endswith("features pixels:8x8") for line in said)
     sizes, steps = (line for line in said if line.startswith("note: "))
     assert "30 of 30 images" in sizes
     assert "data.image_size=8 suits them" in sizes
@@ -167,7 +172,49 @@ def test_a_dry_run_refuses_to_profile_steps_beyond_the_run(steps, says, capsys):
 
 
 def test_the_folders_transformer_has_the_name_that_others_have():
-    assert image_folder_config.MODELS["dit"] == image_folder_config.MODELS["DiT-S/2"]
+    models = image_folder_config.models()
+    assert models["dit"] == models["DiT-S/2"]
+
+
+def test_a_folder_decides_what_no_flag_sets(tmp_path):
+    folder = folder_of(tmp_path / "pictures", [(30, 41)] * 30)
+    given = {"config.data.path": str(folder)}
+    config = config_files.load("configs/image_folder.py", given)
+    assert (config.name, config.data.path) == ("image_folder-pictures", str(folder))
+    assert config.data.image_size == 24
+    assert config.num_steps == 2_000  # 2,000·27/64 are fewer
+    assert config.sampling.guidance_scale == 1  # no classes
+    assert config.evaluation.num_samples == 100
+    model = config.model
+    assert (model.channels, model.head_channels, len(model.channel_multipliers)) == (32, 32, 3)
+    assert model.attention_resolutions == (12, 6)
+    given |= {"config.data.image_size": "64", "config.data.buckets": "8"}
+    config = config_files.load("configs/image_folder.py", given)
+    assert (config.data.image_size, config.model.attention_resolutions) == (64, ())
+    given["config.data.image_size"] = "64.5"  # refused when the flag is parsed
+    assert config_files.load("configs/image_folder.py", given).data.image_size == 24
+
+
+def test_a_table_of_classes_decides_that_there_is_guidance(tmp_path):
+    folder = folder_of(tmp_path / "pictures", [(9, 9)] * 4)
+    lines = [f"{i:03}.png,{i % 2}" for i in range(4)]
+    (folder / "list.csv").write_text("\n".join(["file_name,kind", *lines]))
+    config = image_folder_config.get_config(
+        data_path=str(folder), data_labels="list.csv", data_label_column="kind"
+    )
+    assert config.sampling.guidance_scale == 2
+    assert build(config.data).label_names == ("0", "1")
+    assert image_folder_config.get_config(data_path=str(folder)).sampling.guidance_scale == 1
+
+
+def test_without_a_folder_the_config_is_for_64_pixels():
+    config = image_folder_config.get_config()
+    assert (config.data.image_size, config.num_steps, config.model.channels) == (64, 100_000, 64)
+    assert config.model.attention_resolutions == (16,)
+    for size, levels in ((8, 2), (16, 2), (24, 3), (32, 3), (40, 3), (64, 3), (128, 4), (5, 1)):
+        model = image_folder_config.unet(size, 10**4, buckets=False)
+        assert len(model.channel_multipliers) == levels, size
+        assert size % 2 ** (levels - 1) == 0
 
 
 def test_a_plan_of_a_folder_looks_at_the_folder(tmp_path):

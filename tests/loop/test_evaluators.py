@@ -157,6 +157,21 @@ def test_a_killed_run_neither_doubles_nor_loses_values(measured_run, tmp_path):
 
 
 @pytest.mark.usefixtures("_alone")
+def test_a_run_that_is_rolled_back_has_the_best_state_before(measured_run, tmp_path):
+    """Step 4 is the best and step 2 was the best at the checkpoint of step 3, which is left."""
+    copy = shutil.copytree(measured_run, tmp_path / "run")
+    assert sorted(int(path.name) for path in (copy / "best").glob("[0-9]*")) == [2, 4]
+    setup = set_up(config_of(), (8, 8, 1), digits().condition)
+    with closing(checkpoints_of(setup, copy)) as checkpoints:
+        training = Training(setup, digits(), copy, checkpoints)
+        with closing(Evaluations(training, 3)) as rolled_back:
+            assert rolled_back.best() == {"metric": "known/value", "step": 2, "value": 3.0}
+    assert best_of(copy)["step"] == 2
+    assert diffjax.load(copy, step="best", allowed_packages=PACKAGES).step == 2
+    assert (copy / "best_left" / "4").exists()
+
+
+@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize(
     ("stop_at", "step"), [(8, 4), pytest.param(12, 6, marks=pytest.mark.thorough)]
 )

@@ -442,6 +442,15 @@ def test_a_loss_that_is_not_finite_is_seen_before_its_window_ends():
     assert caught.value.cause == f"the {said}"
 
 
+def test_a_loss_of_two_times_names_them():
+    window = window_of(Kept())
+    bad = {"loss": np.nan, "bin_loss": np.array([np.nan] + [0] * 9)}
+    window.add(metrics_at(1, **bad, worst_interval=np.array([0.8125, 0.25], np.float32)))
+    said = "the loss is not finite in step 1 at log-SNR [-inf, -8), between t = 0.812 and 0.25"
+    with pytest.raises(NonFiniteLoss, match=re.escape(said)):
+        window.flush()
+
+
 def test_too_many_in_a_row_stop_the_run(caplog):
     kept, left_out = Kept(), Kept()
     window = window_of(kept, skip_in_a_row=2, left_out=left_out)

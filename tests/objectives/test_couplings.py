@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 
 from diffjax.errors import UserError
@@ -67,6 +68,52 @@ def test_optimal_transport_is_the_best_of_all_permutations(seed):
 def test_optimal_transport_on_a_line_sorts():
     (x0, eps), _ = optimal_and_independent(*normals(1, 2, 64, 1))
     assert (np.diff(np.ravel(eps)[np.argsort(np.ravel(x0))]) > 0).all()
+
+
+@jax.jit
+def within(x, noise, cond):
+    batch = {"image": x, "cond": cond}
+    return couplings.OptimalTransportWithin()(jax.random.key(0), batch, noise)[:2]
+
+
+def test_transport_within_classes_is_the_assignment_of_each_class_alone():
+    x, noise = normals(8, 2, 24, 2, 2, 1)
+    labels = np.random.default_rng(8).integers(0, 3, 24)
+    x0, eps = within(x, noise, labels)
+    found = which(noise, eps)
+    np.testing.assert_array_equal(x0, x)
+    np.testing.assert_array_equal(labels[found], labels)
+    costs = np.sum((x[:, None] - noise[None]).astype(np.float64) ** 2, axis=(2, 3, 4))
+    for label in range(3):
+        rows = np.flatnonzero(labels == label)
+        own = costs[np.ix_(rows, rows)]
+        assert set(found[rows]) == set(rows)
+        np.testing.assert_array_equal(
+            found[rows], rows[scipy.optimize.linear_sum_assignment(own)[1]]
+        )
+
+
+def test_transport_within_equal_and_unlike_conditions():
+    """One class is all noise, classes of one are independent; all arrays of a tree count."""
+    x, noise = normals(9, 2, 12, 3)
+    (_, best), (_, own) = optimal_and_independent(x, noise)
+    for cond in (np.zeros(12, int), {"a": np.ones((12, 2)), "b": np.zeros(12, bool)}):
+        np.testing.assert_array_equal(within(x, noise, cond)[1], best)
+    for cond in (np.arange(12), {"a": np.arange(12) % 4, "b": np.arange(12)[:, None] // 4}):
+        np.testing.assert_array_equal(within(x, noise, cond)[1], own)
+
+
+def test_noise_of_each_class_is_normal_within_classes_and_not_across():
+    """Two classes far apart: across them, each gets the half of the noise on its side."""
+    labels = np.arange(64) % 2
+    noise = normals(10, 64, 1)
+    x = (8.0 * labels[:, None] - 4.0 + normals(11, 64, 1)).astype(np.float32)
+    (_, across), _ = optimal_and_independent(x, noise)
+    _, eps = within(x, noise, labels)
+    for label in (0, 1):
+        rows = labels == label
+        np.testing.assert_array_equal(np.sort(eps[rows], axis=0), np.sort(noise[rows], axis=0))
+    assert np.max(across[labels == 0]) < np.min(across[labels == 1])
 
 
 @jax.jit

@@ -6,12 +6,8 @@ All are given the same closed-form model, noise levels and random numbers. Witho
 """
 
 import importlib
-import sys
-import types
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
-from unittest.mock import MagicMock
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +23,7 @@ from diffjax.sampling.grids import Karras, Linspace, Trailing
 from diffjax.sampling.sample import sample
 from diffjax.sampling.solvers import Interval
 from tests.support.later import Later, needs
+from tests.support.peers import k_diffusion
 
 diffusers: Any = Later("diffusers")
 torch: Any = Later("torch")
@@ -477,16 +474,7 @@ def test_diffusers_ddim_steps_elsewhere_than_its_grid(n):
 @pytest.fixture(scope="module")
 def sampling():
     """k-diffusion's samplers alone: its other modules ask for libraries that these never call."""
-    found = find_spec("k_diffusion")
-    if found is None:
-        pytest.skip("k-diffusion is not installed (pip install --no-deps k-diffusion)")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations or ())
-    unused = ("torchdiffeq", "torchsde", "torchvision", "torchvision.transforms")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "k_diffusion", package)
-        for name in unused:
-            patch.setitem(sys.modules, name, MagicMock())
+    with k_diffusion():
         return importlib.import_module("k_diffusion.sampling")
 
 

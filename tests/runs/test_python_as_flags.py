@@ -15,6 +15,10 @@ from diffjax.conditions.classes import labels_called
 from diffjax.data import colours, digits
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_metrics
+from diffjax.reports import run_page
+from diffjax.runs import evaluating
+from diffjax.runs.evaluating import wanted_of
+from diffjax.runs.measure import Wanted
 from diffjax.runs.model import Request
 from diffjax.sampling import grids, guidance, solvers
 from diffjax.spec import build
@@ -107,6 +111,93 @@ def test_what_is_none_is_refused_in_one_line(run, how, said):
     with pytest.raises(UserError, match=said) as caught:
         run.sample(how.pop("condition", [1]), **how)
     assert "\n" not in str(caught.value)
+
+
+def test_conditions_have_the_names_of_the_flags(run):
+    for named, labels in (
+        ({"labels": [3, 7]}, [3, 7]),
+        ({"labels": 3}, [3]),  # a label, as --labels=3 is
+        ({"prompts": "7"}, [7]),
+        ({"num_samples": 3}, [0, 1, 2]),
+        ({"labels": ["3", "7"], "num_samples": 5}, [3, 7, 3, 7, 3]),
+    ):
+        assert handed(run, **named)[1].condition.tolist() == labels
+    np.testing.assert_array_equal(handed(run, [3, 7], num_samples=3)[1].condition, [3, 7, 3])
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({}, r"pass what samples are to show, as labels=\[3, 7\], or how many, num_samples"),
+        ({"labels": [3], "prompts": "7"}, "labels= and prompts= are one thing: leave one out"),
+        ({"condition": [3], "labels": [3]}, "condition= and labels= are one thing"),
+        ({"condition": 3, "num_samples": 4}, "condition=3 is a number of samples too"),
+        ({"labels": [99]}, "no label is called 99"),
+        ({"labels": [], "num_samples": 4}, "labels= is empty: there are no samples"),
+        ({"num_samples": 2.5}, "num_samples=2.5: it is a whole number from 1"),
+    ],
+)
+def test_what_is_no_condition_is_refused(run, named, said):
+    with pytest.raises(UserError, match=said) as caught:
+        run.sample(**named)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_has_the_names_of_the_flags(run, tmp_path, monkeypatch):
+    """`run.evaluate` hands the same to `measure` as the command line does."""
+    found = wanted_of({"solvers": "ddim", "num_steps": 5, "guidance_scale": [1.0, 2.0], "seed": 3})
+    assert found == Wanted(
+        solvers=("ddim",), num_steps=(5,), guidance_scales=[1.0, 2.0], seeds=(3,)
+    )
+    given = wanted_of({"extractor": ["pixels"], "weights": "live", "num_samples": 9})
+    assert [each.name for each in given.extractors or ()] == ["pixels:8x8"]
+    assert (given.weights, given.num_samples) == (("live",), 9)
+    calls = []
+    monkeypatch.setattr(evaluating, "measure", lambda *args: calls.append(args) or {"step": 2})
+    pages = []
+    monkeypatch.setattr(run_page, "write_report", pages.append)
+    out = tmp_path / "out"
+    assert run.evaluate(digits(), out=out, num_samples=9) == {"step": 2}
+    ((its, data, wanted),) = calls
+    assert (its.workdir, data.name, wanted.num_samples) == (out, "digits", 9)
+    assert pages == [out]
+    published = dataclasses.replace(run, workdir=tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt is no folder of a run: name one .*, as out="):
+        published.evaluate(digits())
+    assert published.evaluate(digits(), out=tmp_path / "of_a_file") == {"step": 2}
+    assert (tmp_path / "of_a_file" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"num_sampels": 9}, "evaluate has no setting 'num_sampels'; did you mean 'num_samples'"),
+        ({"solvers": "dim"}, "no solver is called 'dim'; did you mean 'ddim'"),
+        ({"extractor": "pixls"}, "no extractor is called 'pixls'; did you mean 'pixels'"),
+        ({"seed": 1, "seeds": [2]}, "seeds is given twice"),
+        ({"num_steps": 2.5}, r"num_steps\[0\]=2.5 must be a whole number"),
+        ({"weights": "ema-0.5", "solvers": [], "num_steps": []}, "no weights 'ema-0.5'"),
+    ],
+)
+def test_what_is_no_setting_of_an_evaluation_is_refused(run, tmp_path, named, said):
+    with pytest.raises(UserError, match=said) as caught:
+        run.evaluate(digits(), out=tmp_path, **named)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_what_a_notebook_prints_is_one_line(run):
+    for what in (run, run.parts, run.parts.programs, run.parts.wired, run.model(), run.recipe,
+                 run.arrays, run.arrays.abstract, digits(), digits().train):  # fmt: skip
+        assert len(repr(what)) < 300
+        assert "\n" not in repr(what)
+    solver = lookup.solver_called("exp_ab")
+    assert repr(solver) == "Solver(adams, order 2, 1 evaluations per step)"
+
+
+def test_tab_completion_offers_what_there_is():
+    assert {"from_pretrained", "load", "train"} <= set(dir(diffjax))
+    assert not {"Any", "TYPE_CHECKING"} & set(dir(diffjax))
 
 
 def test_one_rule_for_labels():

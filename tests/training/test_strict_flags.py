@@ -66,7 +66,7 @@ def trace(arguments="", **changes):
     step = make_train_step(
         setup.wired.apply,
         setup.wired.objective,
-        setup.optimizer,
+        setup.fitted(setup.optimizer),
         num_steps=config.num_steps,
         averages=Averages.of(config),
         condition_dropout=0.1,

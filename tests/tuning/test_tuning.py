@@ -14,6 +14,7 @@ from configs.finetune import get_config
 from diffjax import config_files
 from diffjax.conditions.numbers import Numbers
 from diffjax.data import batches
+from diffjax.data.buckets import BucketedSource, bucket_of, bucket_sizes
 from diffjax.data.folder import read_image
 from diffjax.data.pipeline import rows_of_bucket
 from diffjax.data.sources import ArraySource, Bucket, DataSet
@@ -24,7 +25,6 @@ from diffjax.loop import device_batches, loop
 from diffjax.runs import setup
 from diffjax.spec import build
 from diffjax.tuning import captioned
-from diffjax.tuning.buckets import BucketedSource, bucket_of, bucket_sizes
 from diffjax.tuning.prior import Prior, PriorSource
 from experiments import cli, train
 from tests.support.tiny_pipeline import SIDE, write_pictures, write_pipeline

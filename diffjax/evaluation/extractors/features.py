@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.compiling import jit
+from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import classifier
 
@@ -36,6 +37,7 @@ class Extractor:
         texts: `texts -> embeddings [n, F]` of length 1, comparable with the features of images, of
             a network that has a text encoder; else None.
         for_cmmd: whether the distance with a Gaussian kernel on these features is CMMD.
+        of_data: returns the extractor that takes the place of this one for a data set; see `of`.
     """
 
     name: str
@@ -48,6 +50,11 @@ class Extractor:
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
     for_cmmd: bool = False
     texts: Callable[[Sequence[str]], np.ndarray] | None = None
+    of_data: "Callable[[DataSet], Extractor] | None" = None
+
+    def of(self, dataset: DataSet) -> "Extractor":
+        """The extractor for a data set: this one, unless it depends on the data."""
+        return self if self.of_data is None else self.of_data(dataset)
 
     def by(self, num_images: int) -> "Extractor":
         """Returns the extractor with a batch size for `num_images` images.

@@ -10,11 +10,13 @@ from diffjax.evaluation.extractors.clip import clip_features, clip_folder
 from diffjax.evaluation.extractors.dinov2 import dinov2_features, dinov2_patches
 from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.extractors.inception import inception_features
+from diffjax.evaluation.extractors.own_classifier import own_classifier
 from diffjax.models.dinov2.sizes import SIZES
 from diffjax.spec import TARGET, build, choose, parse_arguments, spec
 
 EXTRACTORS: Mapping[str, ConfigDict] = {
     "pixels": spec(pixel_features),
+    "own": spec(own_classifier),
     "digits": spec(classifier_features, name="digits"),
     "fashion_mnist": spec(classifier_features, name="fashion_mnist"),
     "inception": spec(inception_features),

@@ -68,6 +68,12 @@ def _gpu(
     return Chip(name, "gpu", tflops * 1e12, int(gb * 1e9), *speeds, source)
 
 
+def _geforce(name: str, tflops: float, gib: int, gb_per_second: float, pcie: float) -> Chip:
+    """A GPU without NVLink; `pcie` is the bandwidth of its slot in one direction, in GB/s."""
+    source = "images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+    return Chip(name, "gpu", tflops * 1e12, gib * GIB, gb_per_second * 1e9, pcie * 1e9, 0.0, source)
+
+
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         chip.name: chip
@@ -80,6 +86,8 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
             _gpu("h100", 989, 80, 3_350, 900, 400, "h100"),
             _gpu("h200", 989, 141, 4_800, 900, 400, "h200"),
             _gpu("b200", 2_250, 180, 8_000, 1_800, 400, "dgx-b200"),
+            _geforce("rtx4060", 30, 8, 272, 16),
+            _geforce("rtx4090", 165, 24, 1_008, 32),
         )
     }
 )
@@ -93,6 +101,7 @@ _GPUS = ("1", "2", "4", "8", "2x8", "4x8", "8x8", "16x8", "32x8", "64x8", "128x8
 SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
     | dict.fromkeys(("a100", "h100", "h200", "b200"), _GPUS)
+    | dict.fromkeys(("rtx4060", "rtx4090"), ("1", "2", "4", "8"))
 )
 """Available slice shapes of each chip, smallest first; for GPUs, machines x GPUs per machine."""
 

@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -64,9 +63,12 @@ class BucketedSource(Source):
         image_shapes: of their images.
     """
 
-    pixels: ClassVar[bool] = False
     sources: tuple[Source, ...]
     image_shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def pixels(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.sources[0].pixels
 
     @property
     def buckets(self) -> Sequence[Bucket]:  # pyright: ignore[reportIncompatibleVariableOverride]

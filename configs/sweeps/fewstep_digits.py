@@ -1,0 +1,34 @@
+"""Which objective makes the best digits in 1, 2, 4 and 8 evaluations, for equal training?
+
+    python -m experiments.sweep --sweep=configs/sweeps/fewstep_digits.py
+
+Few-step objectives that need no teacher, with flow matching and noise prediction beside them: the
+same DiT, as many counted operations of training (a JVP and a second evaluation are charged), three
+training seeds. Each is sampled by the solver that belongs to it, without guidance.
+"""
+
+from diffjax.sweeps.sweep import Sweep
+
+
+def get_sweep() -> Sweep:
+    """Axes: seed, objective."""
+    return Sweep(
+        "configs/digits.py",
+        {
+            "config.seed": (0, 1, 2),
+            "objective": (
+                *("flow", "ddpm"),
+                *("mean_flow", "imf", "alpha_flow", "shortcut", "flow_map"),
+                *("consistency", "ict", "ect", "scm"),
+            ),
+        },
+        {
+            "config.num_steps": 1_200,
+            "config.sampling.guidance_scale": 1.0,
+            "config.sampling.num_steps": 1,
+            "config.evaluation.num_samples": 500,
+            "config.evaluation.num_steps": (1, 2, 4, 8, 50),
+        },
+        question="Which objective makes the best digits in one evaluation, for equal training?",
+        matched="flops",
+    )

@@ -1,0 +1,156 @@
+"""Samples for and of other programs, and results in another folder, by the command lines."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffjax.data import to_uint8
+from diffjax.errors import UserError
+from diffjax.host.files import write_json
+from diffjax.reports import run_page
+from diffjax.runs.results import elsewhere, file_of, keep_earlier
+from experiments import cli, edit, evaluate, published, sample
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage="", argv=arguments)
+
+
+HOW = ["--num_samples=6", "--solver=ddim", "--num_steps=3", "--guidance_scale=1.5", "--seed=5"]
+
+
+def test_samples_for_other_programs_are_those_of_the_picture(loaded_once, tmp_path, capsys):
+    common = [f"--workdir={loaded_once}", "--labels=3,7", *HOW]
+    for out in ("grid.png", "x.npz", "pngs/"):
+        assert run(sample, *common, f"--out={tmp_path}/{out}") == 0
+    assert f"6 samples in {tmp_path}/pngs" in capsys.readouterr().out
+    with np.load(tmp_path / "grid.npz") as picture, np.load(tmp_path / "x.npz") as saved:
+        images = to_uint8(picture["images"])
+        np.testing.assert_array_equal(saved["arr_0"], images)
+        assert saved["arr_1"].tolist() == [3, 7] * 3
+    files = sorted((tmp_path / "pngs").iterdir())
+    np.testing.assert_array_equal(np.stack([Image.open(file) for file in files]), images[..., 0])
+    assert run(sample, *common, f"--out={tmp_path}/pngs") == 2
+    assert "has files already" in capsys.readouterr().err
+    assert run(sample, *common, f"--out={tmp_path}/y.npz", "--film=a.png") == 2
+    assert "--film goes with a picture" in capsys.readouterr().err
+
+
+def test_edited_images_are_arrays_too(loaded_once, tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 6:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    arguments = [f"--input={tmp_path}/a.png", f"--mask={tmp_path}/mask.png", "--prompts=3"]
+    how = ["--task=inpaint", "--method=replace", "--solver=ddim", "--num_steps=2"]
+    out = f"--out={tmp_path}/new/e.png"
+    assert run(edit, f"--workdir={loaded_once}", *arguments, *how, out) == 0
+    with np.load(tmp_path / "new" / "e.npz") as saved:
+        assert saved["images"].shape == saved["original"].shape == (1, 8, 8, 1)
+        np.testing.assert_array_equal(saved["anew"][0, :, :, 0], mask > 0)
+        # What is known stays as it is.
+        np.testing.assert_allclose(
+            saved["images"][:, :, :6], saved["original"][:, :, :6], atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config=configs/digits.py"], "--out is missing"),
+        (["--out=o"], "compared with the data of --config, or of a run: --workdir"),
+        (["--out=o", "--config=configs/digits.py", "--workdir=w"], "of --config, or of a run"),
+        (["--out=o", "--config=configs/digits.py", "--num_samples=9"], "--num_samples is of"),
+        (["--out=o", "--config=configs/digits.py", "--data_path=d"], "it is --config.data.path"),
+        (["--out=o", "--config=configs/digts.py"], "did you mean 'configs/digits.py'"),
+        (["--out=o", "--config="], "--config=FILE.py is missing"),
+        (["--out=o", "--config=configs/digits.py", "--config.dta=3"], "unknown flag --config.dta"),
+    ],
+)
+def test_what_does_not_go_with_samples_is_refused(flags, said, capsys):
+    assert run(evaluate, "--samples=x.npz", *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_run_takes_no_config_and_a_published_file_no_out(capsys):
+    assert run(evaluate, "--workdir=runs/a", "--config=configs/digits.py") == 2
+    assert "--config is of the data of --samples" in capsys.readouterr().err
+    assert run(evaluate, "--pretrained=a.pt", "--workdir=runs/a", "--out=b") == 2
+    assert "results of --pretrained go to --workdir" in capsys.readouterr().err
+
+
+def test_samples_are_compared_with_the_data_of_a_run_or_a_config(
+    trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "write_report", lambda folder: f"{folder}/report.html")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", arr_0=rng.integers(0, 256, (24, 8, 8, 1), np.uint8))
+    common = [f"--samples={tmp_path}/x.npz", "--extractor=pixels"]
+    assert run(evaluate, *common, f"--workdir={trained}", f"--out={tmp_path}/a") == 0
+    printed = capsys.readouterr().out
+    assert "Fréchet distance" in printed
+    assert f"open {tmp_path}/a/report.html" in printed
+    assert run(evaluate, *common, "--config=configs/digits.py", f"--out={tmp_path}/b") == 0
+    found = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in "ab"]
+    assert found[0] == found[1]
+    assert found[0]["samples"]["num_images"] == 24
+
+
+def test_results_of_a_run_go_to_another_folder(loaded_once, loaded, tmp_path, monkeypatch):
+    before = {path.name: path.stat().st_mtime_ns for path in loaded_once.iterdir()}
+    monkeypatch.setattr(published, "record", lambda run, dataset: None)
+    monkeypatch.setattr(evaluate, "measure", lambda run, *args, **how: write(run.workdir))
+    monkeypatch.setattr(evaluate, "write_report", lambda folder: f"{folder}/report.html")
+
+    def write(folder):
+        write_json(folder / "evaluation.json", {"by_nfe": []})
+        return {"by_nfe": []}
+
+    out = tmp_path / "out"
+    assert run(evaluate, f"--workdir={loaded_once}", f"--out={out}") == 0
+    assert {path.name: path.stat().st_mtime_ns for path in loaded_once.iterdir()} == before
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "run.json", "metrics.jsonl", "evaluation.json"}
+    assert elsewhere(loaded, loaded_once) is loaded
+    assert elsewhere(loaded, out).workdir == out  # again, over its own results
+    (out / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="out has another run, or its results"):
+        elsewhere(loaded, out)
+
+
+def test_each_step_keeps_its_evaluation_and_the_page_draws_them(workdir):
+    """The newest is `evaluation.json`; those by another recipe are not drawn with it."""
+    now = json.loads((workdir / "evaluation.json").read_text())
+    assert file_of(workdir, "evaluation.json", 4).name == "evaluation.json"
+    assert file_of(workdir, "evaluation.json", 2).name == "evaluation_00000002.json"
+    for step, change in ((1, {"frechet_distance": None}), (2, {}), (3, {"weights": "another"})):
+        write_json(file_of(workdir, "evaluation.json", step), now | {"step": step} | change)
+    counts = now["frechet_distance"]["provenance"] | {"num_samples": 7}
+    other = now | {"step": 0, "frechet_distance": {"value": 1.0, "provenance": counts}}
+    write_json(workdir / "evaluation_00000000.json", other)
+    found = run_page._comparable_steps(workdir, now)
+    assert [step for step, _ in found] == [1, 2, 4]
+    assert run_page._comparable_steps(workdir, {}) == [] == run_page._step_curves(found[:1])
+    # A run that goes on keeps the evaluation that it had.
+    (workdir / "checkpoints" / "8").mkdir()
+    keep_earlier(workdir, 4)
+    assert (workdir / "evaluation.json").exists()
+    keep_earlier(workdir, 8)
+    assert json.loads((workdir / "evaluation_00000004.json").read_text()) == now
+    assert not (workdir / "evaluation.json").exists()
+
+
+def test_curves_of_several_steps_have_the_numbers_that_there_are():
+    steps = [(step, {"accuracy": step / 10, "recall": {"value": None}}) for step in (1, 2)]
+    assert [title for title, _ in run_page._step_curves(steps)] == ["accuracy"]
+
+
+def test_a_copy_has_the_grids_that_were_found(loaded, workdir, tmp_path):
+    (workdir / "grids").mkdir(exist_ok=True)
+    (workdir / "grids" / "heun_3.json").write_text("{}")
+    copy = elsewhere(dataclasses.replace(loaded, workdir=workdir), tmp_path / "out")
+    assert (copy.workdir / "grids" / "heun_3.json").exists()
