@@ -165,7 +165,7 @@ class Settings(TypedDict):
     best_by: str
     """The metric whose best checkpoint is kept, as `samples/accuracy`; empty is none."""
     patience_evaluations: NotNegative[int]
-    """Early stopping: training ends after so many values of `best_by` that are no better; 0: never."""
+    """Early stopping: after so many values of `best_by` in a row that are no better; 0 is never."""
     trackers: Spec
     """Where numbers and pictures go besides the folder (W&B, MLflow, Aim), by name."""
 

@@ -10,9 +10,8 @@
 # %%
 from pathlib import Path
 
-import numpy as np
-
 import diffjax
+import numpy as np
 from configs import colours
 from diffjax.comparison.results import read_sweep
 from diffjax.comparison.summary import numbers

@@ -10,12 +10,12 @@
 # No other model is distilled; it is trained from nothing, by an identity between the average velocity and its derivative.
 
 # %%
-import numpy as np
-from PIL import Image
-
 import diffjax
+import numpy as np
 from configs import digits, digits_mean_flow
 from diffjax.reports.pictures import image_grid
+from PIL import Image
+
 
 AVERAGE_STEPS = 600  # in tests: 8
 FLOW_STEPS = 400  # in tests: 12

@@ -11,13 +11,12 @@
 # %%
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
-
 import diffjax
+import numpy as np
 from configs import digits
 from diffjax.reports.pictures import image_grid
+from matplotlib.figure import Figure
+from PIL import Image
 
 # %% [markdown]
 # ## The config

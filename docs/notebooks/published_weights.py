@@ -6,15 +6,14 @@
 # numbers in it. With the real file only the name in `from_pretrained` changes.
 
 # %%
+import diffjax
 import jax
 import numpy as np
-from PIL import Image
-
-import diffjax
 from diffjax.exchange.convert import convert
 from diffjax.models.dit.published import FAMILY
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.reports.pictures import image_grid
+from PIL import Image
 
 # %% [markdown]
 # ## A file in the authors' layout

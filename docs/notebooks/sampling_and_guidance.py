@@ -7,12 +7,11 @@
 # This notebook uses the run of [a first model](first_model.ipynb), and trains it if it is not there yet.
 
 # %%
-import numpy as np
-from PIL import Image
-
 import diffjax
+import numpy as np
 from configs import digits
 from diffjax.reports.pictures import image_grid
+from PIL import Image
 
 config = digits.get_config("objective=flow,model=dit")
 config.num_steps = 400  # in tests: 12

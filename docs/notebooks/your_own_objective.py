@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
-
 from diffjax.objectives.base import Objective
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import targets
 from diffjax.process.paths import Cosine, Pair, Path, coeffs, log_snr, mix
 from diffjax.process.precond import Precond, TimeLabel, denoiser
+from jax.tree_util import register_dataclass
 
 # %% [markdown]
 # ## The loss
