@@ -415,6 +415,15 @@ EVALUATORS: Mapping[str, str] = MappingProxyType(
         "validation": "diffjax.runs.evaluators:Validation",
     }
 )
+# Where numbers and pictures go besides the run's folder; several are joined by "+". Their libraries
+# are imported when they are used.
+TRACKERS: Mapping[str, str] = MappingProxyType(
+    {
+        "wandb": "diffjax.loop.trackers.wandb:Wandb",
+        "mlflow": "diffjax.loop.trackers.mlflow:MLflow",
+        "aim": "diffjax.loop.trackers.aim:Aim",
+    }
+)
 # Schedules that come with an optimizer; with others a config keeps its own.
 SCHEDULES_OF_OPTIMIZERS: Mapping[str, str] = MappingProxyType({"schedule_free": "constant"})
 # Small networks for images of 8×8 and of 28×28 pixels.
