@@ -307,6 +307,7 @@ SOLVERS: Table = MappingProxyType(
         "ddpm_learned": spec(solvers.ddpm_learned),
         "flow_map": spec(solvers.flow_map),
         "consistency": spec(consistency.consistency),
+        "one_step": spec(consistency.one_step),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
