@@ -135,7 +135,6 @@ def measure(
     """
     wired, settings = run.parts.wired, run.config.evaluation
     extractors = wanted.extractors or own_extractors(run.config, dataset)
-    extractors = [extractor.of(dataset) for extractor in extractors]
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
     for recipe in (main, *others):
@@ -351,7 +350,7 @@ def reference_of(
     """The real images that a run's samples are compared with; `beat` is called at each batch."""
     return metrics.reference(
         dataset,
-        telling(beat, extractor),
+        telling(beat, extractor.of(dataset)),
         folder=cached_arrays.FOLDER,
         sharding=local_rows(),
         shared=jax.process_count() > 1,
