@@ -272,7 +272,8 @@ def test_all_cells_are_extended_by_the_flag_of_training(tiny_file, tmp_path, mon
     for extend, words in ((False, []), (True, ["--extend"]), ("restart", ["--extend=restart"])):
         made = sweep.worker_command("s.py", tmp_path, extend)
         assert [word for word in made if word.startswith("--extend")] == words
-        assert sweep.sweep_command("s.py", tmp_path, {}, extend).split()[5:] == words
+        args = SimpleNamespace(sweep="s.py", search=None, extend=extend)
+        assert sweep.sweep_command(args, tmp_path, {}).split()[5:] == words
     started, calls = [], []
 
     def popen(command, **how):
