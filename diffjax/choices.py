@@ -307,6 +307,7 @@ SOLVERS: Table = MappingProxyType(
         "ddpm_learned": spec(solvers.ddpm_learned),
         "flow_map": spec(solvers.flow_map),
         "consistency": spec(consistency.consistency),
+        "one_step": spec(consistency.one_step),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
@@ -413,6 +414,15 @@ EVALUATORS: Mapping[str, str] = MappingProxyType(
     {
         "samples": "diffjax.runs.evaluators:Samples",
         "validation": "diffjax.runs.evaluators:Validation",
+    }
+)
+# Where numbers and pictures go besides the run's folder; several are joined by "+". Their libraries
+# are imported when they are used.
+TRACKERS: Mapping[str, str] = MappingProxyType(
+    {
+        "wandb": "diffjax.loop.trackers.wandb:Wandb",
+        "mlflow": "diffjax.loop.trackers.mlflow:MLflow",
+        "aim": "diffjax.loop.trackers.aim:Aim",
     }
 )
 # Schedules that come with an optimizer; with others a config keeps its own.

@@ -216,15 +216,20 @@ def _defaults(target: Any) -> dict[str, Any]:
 
 
 def _described(target: Any) -> dict[str, str]:
-    """Meanings by name, from the sections of arguments and attributes of a docstring."""
-    text = inspect.getdoc(target) or ""
+    """Meanings by name, from arguments and attributes in the docstrings of it and its bases."""
     found: dict[str, str] = {}
-    for section in re.findall(r"^(?:Args|Attributes):\n((?:(?:    .*)?\n?)+)", text, re.MULTILINE):
-        for name, about in re.findall(
-            r"^    \*{0,2}(\w+): (.*(?:\n      +.*)*)", section, re.MULTILINE
-        ):
-            found[name] = " ".join(about.split())
+    bases = reversed(inspect.getmro(target)) if inspect.isclass(target) else [target]
+    for one in bases:
+        text = inspect.cleandoc(one.__doc__ or "")
+        for section in re.findall(_SECTION, text, re.MULTILINE):
+            for names, about in re.findall(_ENTRY, section, re.MULTILINE):
+                for name in re.split(r"[^\w]+(?:and )?", names):
+                    found[name] = " ".join(about.split())
     return found
+
+
+_SECTION = r"^(?:Args|Attributes)\b[^\n]*(?:\n\S[^\n]*)?:\n((?:(?:    .*)?\n?)+)"
+_ENTRY = r"^    \*{0,2}([\w`, ]+?): (.*(?:\n      +.*)*)"
 
 
 def _first_sentence(target: Any) -> str:

@@ -247,7 +247,9 @@ def page(folder, method, adaptive):
 def test_a_page_of_a_search_claims_no_more_than_it_can(tmp_path):
     drawn = page(tmp_path / "random", "random", adaptive=False)
     assert [row["verdict"] for row in drawn["verdict_rows"]] == ["leads", "worse"]
-    assert "The best of 2 trials of a random search was chosen by these numbers" in drawn["rule"]
+    assert (
+        "The best of 2 trials of this search (random) was chosen by these numbers" in drawn["rule"]
+    )
     found = page(tmp_path / "optuna", "optuna", adaptive=True)
     assert {row["verdict"] for row in found["verdict_rows"]} == {"chosen adaptively: no verdict"}
     assert "there is no verdict" in found["rule"]
