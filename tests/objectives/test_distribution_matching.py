@@ -154,6 +154,7 @@ def config_of(**changes):
     return config
 
 
+@pytest.mark.thorough
 def test_the_fake_score_is_a_copy_of_the_network_with_an_optimizer_of_its_own():
     setup = set_up(config_of(adversarial=0.003), (8, 8, 1), Classes(10))
     shapes = setup.wired.params_shape

@@ -147,6 +147,7 @@ def matching(teacher, **changes):
     return config.lock()
 
 
+@pytest.mark.thorough
 def test_a_second_network_begins_with_the_teachers_weights_and_learns_in_its_turns(
     trained_run, tmp_path, monkeypatch
 ):
