@@ -5,7 +5,7 @@
 
 `NAME.py` is the source: a cell begins with `# %%`, one of text with `# %% [markdown]`. All run in
 one process and one folder, in the order of `NAMES`, so that a run which one of them trains is there
-for the next. A line `num_steps = 400  # in tests: 20` has the second value where `--quick` is given.
+for the next. A line `num_steps = 400  # in tests: 20` has the second value with `--quick`.
 """
 
 import argparse
