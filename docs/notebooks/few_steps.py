@@ -16,22 +16,9 @@ from configs import digits, digits_mean_flow
 from diffjax.reports.pictures import image_grid
 from PIL import Image
 
-
-AVERAGE_STEPS = 400  # in tests: 8
-FLOW_STEPS = 300  # in tests: 12
-
-
-def short(config, num_steps, nfe):
-    config.num_steps = num_steps
-    config.batch_size = 64
-    config.sample_every_steps = config.num_steps
-    config.checkpoint_every_steps = config.num_steps
-    config.evaluation.num_samples = 200  # in tests: 20
-    config.evaluation.num_steps = nfe
-    return config
-
-
-config = short(digits_mean_flow.get_config(), AVERAGE_STEPS, (1,))
+config = digits_mean_flow.get_config()
+config.num_steps = 2_400  # in tests: 8
+config.evaluation.num_samples = 1_000  # in tests: 20
 print(config.objective)
 
 # %%
@@ -46,7 +33,9 @@ run
 # 20 steps, then mean flow in 1 and in 2 steps. There is no guidance, and each column has the same noise.
 
 # %%
-config = short(digits.get_config("objective=flow,model=dit"), FLOW_STEPS, (9,))
+config = digits.get_config("objective=flow,model=dit")
+config.num_steps = 1_200  # in tests: 12
+config.evaluation.num_samples = 1_000  # in tests: 20
 diffjax.train(config, "runs/first_model")
 ordinary = diffjax.load("runs/first_model")
 
@@ -77,4 +66,3 @@ Image.fromarray(image_grid(np.concatenate(one), columns=10).squeeze())
 #
 # - [Objectives](../objectives.md): consistency models, shortcut models, flow maps and their distillation, each compared with
 #   the exact maps.
-# - `configs/digits_mean_flow.py` trains this model for 2,400 steps of 128 images.

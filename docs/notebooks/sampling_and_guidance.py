@@ -14,12 +14,8 @@ from diffjax.reports.pictures import image_grid
 from PIL import Image
 
 config = digits.get_config("objective=flow,model=dit")
-config.num_steps = 300  # in tests: 12
-config.batch_size = 64
-config.sample_every_steps = config.num_steps
-config.checkpoint_every_steps = config.num_steps
-config.evaluation.num_samples = 200  # in tests: 20
-config.evaluation.num_steps = (9,)
+config.num_steps = 1_200  # in tests: 12
+config.evaluation.num_samples = 1_000  # in tests: 20
 diffjax.train(config, "runs/first_model")
 run = diffjax.load("runs/first_model")
 print(run.recipe)
@@ -74,6 +70,7 @@ Image.fromarray(image_grid(np.concatenate(rows), columns=12).squeeze())
 data = run.dataset()
 real = np.stack([data.train[i]["image"] for i in range(len(data.train))])
 kinds = np.array([data.train[i]["label"] for i in range(len(data.train))])
+real = real / 127.5 - 1.0  # grey levels of a byte
 variety = real[kinds == 3].std(axis=0).mean()
 for scale in SCALES:
     images = run.sample([3] * 64, guidance_scale=scale, seed=7)
