@@ -74,7 +74,8 @@ def _of_search(method: str, number: int) -> str:
     """What a search does to the result of its best trial."""
     text = (
         f"The best of {number} trials of this search ({method}) was chosen by these numbers, so "
-        "its own is optimistic: finalists with fresh seeds are compared without that bias (--finalists)"
+        "its own is optimistic: finalists with fresh seeds are compared without that bias "
+        "(--finalists)"
     )
     if method == "random":
         return text
