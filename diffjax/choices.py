@@ -51,6 +51,7 @@ from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDis
 from diffjax.objectives.distribution_matching import DistributionMatching
 from diffjax.objectives.flow_anchored import FlowAnchored
 from diffjax.objectives.latent_consistency import LatentConsistency
+from diffjax.objectives.score_regularised import ScoreRegularised
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
@@ -184,6 +185,7 @@ TIMES: Table = MappingProxyType(
         "log_normal_edm2": spec(times.LogNormal, mean=-0.4, std=1.0),
         "log_normal_ict": spec(times.LogNormal, mean=-1.1, std=2.0),
         "log_normal_scm": spec(times.LogNormal, mean=-1.0, std=1.4),
+        "log_normal_rcm": spec(times.LogNormal, mean=-0.8, std=1.6),
         "uniform_root": spec(times.UniformRoot),
         "uniform_log_snr": spec(times.UniformLogSNR),
         "beta": spec(times.Beta),
@@ -246,6 +248,7 @@ LOSSES: Table = MappingProxyType(
         "continuous_consistency_distillation": spec(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
+        "score_regularised_consistency": spec(ScoreRegularised),
         "latent_consistency_distillation": spec(LatentConsistency),
         "distribution_matching": spec(DistributionMatching),
         "progressive_distillation": spec(ProgressiveDistillation),
@@ -304,6 +307,7 @@ SOLVERS: Table = MappingProxyType(
         "ddpm_learned": spec(solvers.ddpm_learned),
         "flow_map": spec(solvers.flow_map),
         "consistency": spec(consistency.consistency),
+        "one_step": spec(consistency.one_step),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
@@ -410,6 +414,15 @@ EVALUATORS: Mapping[str, str] = MappingProxyType(
     {
         "samples": "diffjax.runs.evaluators:Samples",
         "validation": "diffjax.runs.evaluators:Validation",
+    }
+)
+# Where numbers and pictures go besides the run's folder; several are joined by "+". Their libraries
+# are imported when they are used.
+TRACKERS: Mapping[str, str] = MappingProxyType(
+    {
+        "wandb": "diffjax.loop.trackers.wandb:Wandb",
+        "mlflow": "diffjax.loop.trackers.mlflow:MLflow",
+        "aim": "diffjax.loop.trackers.aim:Aim",
     }
 )
 # Schedules that come with an optimizer; with others a config keeps its own.
@@ -678,6 +691,14 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "cd": {**_EDM, "times": "uniform_root", "loss": "consistency_distillation"},
             # sCD: sCM along a trained denoiser's prediction. Lu & Song 2024 (arXiv:2410.11081).
             "scd": {**_SCM, "loss": "continuous_consistency_distillation"},
+            # rCM: sCD's loss + 0.02·½·|x - sg(x - g)|², DMD2's loss of samples of 4 steps, on the
+            # cosine path, log σ ~ N(-0.8, 1.6²). Zheng et al. 2025 (arXiv:2510.08431).
+            "rcm": {
+                **_SCM,
+                "times": "log_normal_rcm",
+                "loss": "score_regularised_consistency",
+                "wrappers": "none",
+            },
             # Drifting: |x - sg(x + V)|², x = net(eps), with the field V by a kernel from generated
             # samples to images of one condition. Deng et al. 2026 (arXiv:2602.04770).
             "drifting": {"path": "linear", "target": "clean", "loss": "drifting"},

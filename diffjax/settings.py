@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, NumSteps, Probability, Range, complaint
+from diffjax.kinds import AtLeastOne, Decay, NotNegative, NumSteps, Probability, Range, complaint
 
 Spec = Any
 """The spec of a part, or several by name, which `diffjax.spec.build` checks and builds."""
@@ -164,6 +164,10 @@ class Settings(TypedDict):
     """Metrics during training, by name."""
     best_by: str
     """The metric whose best checkpoint is kept, as `samples/accuracy`; empty is none."""
+    patience_evaluations: NotNegative[int]
+    """Early stopping: after so many values of `best_by` in a row that are no better; 0 is never."""
+    trackers: Spec
+    """Where numbers and pictures go besides the folder (W&B, MLflow, Aim), by name."""
 
 
 def check_whole(what: str, value: Any, least: int) -> None:

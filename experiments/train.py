@@ -296,10 +296,11 @@ Arguments after the colon, comma-separated:
             "derivative": choices.DERIVATIVES,
             **choices.TRAINING_AXES,
             "evaluators": choices.EVALUATORS,
+            "trackers": choices.TRACKERS,
         }
     )
 }
-Wrappers are joined by +, the innermost first, and so are evaluators.
+Wrappers are joined by +, the innermost first, and so are evaluators and trackers.
 Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffjax.codecs import Identity
-from diffjax.conditions import Classes
+from diffjax.conditions import Classes, Condition
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
@@ -161,7 +161,7 @@ def gather(
         num_train=len(dataset.train),
         picture_shape=dataset.picture_shape,
         meaning=wired.objective.traits.meaning,
-        titles=kind.titles(cond),
+        titles=_titles(kind, cond),
         kind=kind.describe() if kind.can_be_dropped else "",
         clean=decoded(clean),
         levels=levels._replace(
@@ -169,13 +169,13 @@ def gather(
         ),
         lesson=_decoded_lesson(taught, n, wired.path, decoded),
         lesson_levels=level_of(taught.t[:n], times_of_levels(run.recipe.grid, wired.path)),
-        lesson_titles=kind.titles(jax.tree.map(lambda leaf: leaf[:n], taught.condition)),
+        lesson_titles=_titles(kind, jax.tree.map(lambda leaf: leaf[:n], taught.condition)),
         way=way._replace(
             x=decoded(_dimmed(way.x, *_scales(wired.path, way.t))),
             x0=decoded(way.x0),
             in_one=decoded(way.in_one),
         ),
-        way_titles=kind.titles(shown),
+        way_titles=_titles(kind, shown),
         to_training=_to_training(way.x0[-1], examples),
         means=_means(model, examples, way.in_one, kind),
         dial=None if guided is None else guided[0],
@@ -232,6 +232,19 @@ def _decoder(model: Model) -> Callable[[np.ndarray], np.ndarray]:
     return decoded
 
 
+def _titles(kind: Condition, cond: Any) -> list[str] | None:
+    """A text for each example: its name, or the number of its class; "" where it is dropped.
+
+    Example:
+        >>> [_titles(kind, np.array([1, 2])) for kind in (Classes(2, ("cat", "dog")), Classes(2))]
+        [['dog', ''], ['1', '']]
+    """
+    titles = kind.titles(cond)
+    if titles is not None or not isinstance(kind, Classes):
+        return titles
+    return ["" if label == kind.num_classes else str(label) for label in np.asarray(cond)]
+
+
 def _scales(path: Any, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(path.alpha(np.float32(t))), np.asarray(path.sigma(np.float32(t)))
 
@@ -266,7 +279,7 @@ def _means(model: Model, examples: Examples, in_one: np.ndarray, kind: Any) -> M
     some = examples.images[own == labels[nearest[0]]][: len(in_one)]
     return Means(
         nearest=decoded(stacked[nearest]),
-        titles=None if examples.labels is None else kind.titles(labels[nearest]),
+        titles=None if examples.labels is None else _titles(kind, labels[nearest]),
         to_mean=float(np.min(between, axis=1).mean()),
         of_examples=float(np.mean(spread)),
         examples=decoded(some),
@@ -296,16 +309,16 @@ def _dial(
 ) -> tuple[tuple[Dial, list[str] | None] | None, str]:
     """The dial with the titles of its conditions, or None and the reason."""
     wired, kind = run.parts.wired, run.parts.wired.condition
+    number = min(_MOST_CONDITIONS, kind.num_classes if isinstance(kind, Classes) else 4)
     try:
         check_recipe(replace(run.recipe, guidance_scale=2.0), wired)
+        shown, _ = conditions_to_show(wired, lambda: dataset, number)
+        labels = np.asarray(shown) if isinstance(kind, Classes) else None
+        extractor = None if labels is None else _classifier(run, dataset)
+        found = dial(model, run.recipe, shown, labels=labels, extractor=extractor)
     except UserError as error:
         return None, str(error)
-    number = min(_MOST_CONDITIONS, kind.num_classes if isinstance(kind, Classes) else 4)
-    shown, _ = conditions_to_show(wired, lambda: dataset, number)
-    labels = np.asarray(shown) if isinstance(kind, Classes) else None
-    extractor = None if labels is None else _classifier(run, dataset)
-    found = dial(model, run.recipe, shown, labels=labels, extractor=extractor)
-    return (found, kind.titles(shown)), ""
+    return (found, _titles(kind, shown)), ""
 
 
 def _classifier(run: Run, dataset: DataSet) -> Extractor | None:

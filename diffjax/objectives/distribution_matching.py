@@ -66,6 +66,7 @@ class DistributionMatching(Denoising):
         num_steps: steps of a sample; 1 there for ImageNet, 4 for SDXL.
         grid: the times of these steps.
         every: updates of the fake score for one of the generator; 5 there.
+        scale: the weight of the generator's loss; 1.
         adversarial: the weight of the discriminator in the generator's loss; 0.003 there, 0 is off.
         discriminator_weight: its weight in the other loss; 0.01 there.
     """
@@ -76,6 +77,7 @@ class DistributionMatching(Denoising):
     num_steps: AtLeastOne[int] = field(default=1, metadata={"static": True})
     grid: Grid = KARRAS
     every: AtLeastOne[int] = field(default=5, metadata={"static": True})
+    scale: NotNegative[Scalar] = 1.0
     adversarial: NotNegative[float] = field(default=0.0, metadata={"static": True})
     discriminator_weight: NotNegative[Scalar] = 0.01
 
@@ -114,7 +116,7 @@ class DistributionMatching(Denoising):
         fake = params[FAKE_SCORE]
         direction = self.direction(apply, fake, teacher_params, score_key, fixed)
         target = jax.lax.stop_gradient(x - direction)
-        loss = 0.5 * pixel_mean(jnp.square(x - target))
+        loss = self.scale * 0.5 * pixel_mean(jnp.square(x - target))
 
         noised = self.at_random_times(fake_key, fixed)
         if not self.adversarial:

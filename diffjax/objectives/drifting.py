@@ -71,7 +71,7 @@ class Drifting(Noising):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, meaning=Meaning.END_OF_FLOW, solver="consistency")
+        return replace(super().traits, meaning=Meaning.END_OF_FLOW, solver="one_step")
 
     def __call__(
         self,

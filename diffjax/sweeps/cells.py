@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax import config_files
-from diffjax.comparison.results import PROBES, STATUS
+from diffjax.comparison.results import PROBES, STATUS, last_step
 from diffjax.config_upgrade import upgrade
 from diffjax.ensemble.ensemble import MembersFailed, train_together
 from diffjax.ensemble.grouping import ensemble_groups
@@ -159,4 +159,5 @@ def is_finished(cell: Cell, workdir: Path) -> bool:
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
     same = upgrade(read_json(workdir / workdirs.CONFIG) or {}) == json.loads(to_json(config))
     probed = (read_json(workdir / PROBES) or {}).get("step")
-    return same and evaluated == probed == config.num_steps
+    end = last_step(config, read_json(workdir / workdirs.RUN) or {})
+    return same and evaluated == probed == end

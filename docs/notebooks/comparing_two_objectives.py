@@ -19,16 +19,17 @@ from diffjax.ensemble.ensemble import train_together
 from diffjax.reports.sweep_text import verdict_markdown
 
 SEEDS = (0, 1, 2)
-NUM_STEPS = 300  # in tests: 8
+NUM_STEPS = 200  # in tests: 8
 
 
 def config_of(objective, seed):
     config = colours.get_config(f"objective={objective}")
     config.seed = seed
     config.num_steps = NUM_STEPS
+    config.batch_size = 128
     config.sample_every_steps = NUM_STEPS
     config.checkpoint_every_steps = NUM_STEPS
-    config.evaluation.num_samples = 4_000  # in tests: 100
+    config.evaluation.num_samples = 2_000  # in tests: 100
     config.evaluation.num_steps = (9,)
     return config
 

@@ -38,11 +38,12 @@ print(f"… {len(theirs)} tensors")
 # ## One line to a model
 #
 # Family and size are recognised by names and shapes. What shapes don't show is the number of heads: of a published size it
-# is known, of ours it has to be said.
+# is known, of ours it has to be passed. What samples depend on, without the settings of the network:
 
 # %%
 model = diffjax.from_pretrained("tiny-dit.safetensors", num_heads=2)
-print(model.describe())
+about = model.describe().splitlines()
+print("\n".join(line for line in about if not line.startswith("network:")))
 
 # %% [markdown]
 # How the authors trained and sample their network is recorded beside the table: path, target, learned variance, the grid of

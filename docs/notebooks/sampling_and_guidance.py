@@ -14,10 +14,11 @@ from diffjax.reports.pictures import image_grid
 from PIL import Image
 
 config = digits.get_config("objective=flow,model=dit")
-config.num_steps = 400  # in tests: 12
+config.num_steps = 300  # in tests: 12
+config.batch_size = 64
 config.sample_every_steps = config.num_steps
 config.checkpoint_every_steps = config.num_steps
-config.evaluation.num_samples = 500  # in tests: 20
+config.evaluation.num_samples = 200  # in tests: 20
 config.evaluation.num_steps = (9,)
 diffjax.train(config, "runs/first_model")
 run = diffjax.load("runs/first_model")

@@ -7,6 +7,7 @@ its cells and the outputs that are stored in it; nothing is executed.
 import ast
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def room_page(room: str, modules: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_pages(text: str) -> str:
+    """Text whose links to notebooks are links to their pages."""
+    return re.sub(r"(\]\([\w/]+)\.ipynb\)", r"\1.md)", text)
+
+
 def notebook_page(notebook: Path, config: Any) -> list[File]:
     """The page of a notebook, and the pictures in it."""
     name = notebook.stem
@@ -58,7 +64,7 @@ def notebook_page(notebook: Path, config: Any) -> list[File]:
     for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            lines += ["", source, ""]
+            lines += ["", to_pages(source), ""]
             continue
         fenced(source, ".python")
         for output in cell["outputs"]:
@@ -88,6 +94,11 @@ def on_config(config: Any) -> Any:
     reference = next(group["Reference"] for group in config.nav if "Reference" in group)
     reference.append({"The library": library})
     return config
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Pages link to pages; a notebook's own page alone links to the file."""
+    return markdown if page.file.src_uri.startswith("notebooks/") else to_pages(markdown)
 
 
 def on_files(files: Files, config: Any) -> Files:

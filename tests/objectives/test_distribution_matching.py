@@ -1,5 +1,6 @@
 """Distribution matching: both losses by hand, which parameters they move, and in which turns."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,11 +14,14 @@ from diffjax.compiling import once
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
+from diffjax.objectives.consistency import FromTeacher
+from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.distribution_matching import DistributionMatching
+from diffjax.objectives.score_regularised import ScoreRegularised
 from diffjax.optimizers import adam, schedule_free
 from diffjax.optimizers.turns import in_turns
-from diffjax.process import schedules, targets, times, weights
-from diffjax.process.precond import LogSNRLabel, Precond, UnitVariance
+from diffjax.process import paths, schedules, targets, times, weights
+from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance
 from diffjax.runs.setup import set_up
 
 F = Precond(targets.F(), LogSNRLabel(-0.125), UnitVariance())
@@ -116,6 +120,29 @@ def test_of_several_steps_each_example_has_one():
     x = jax.jit(lambda: objective.samples(knows, {}, jax.random.key(0), BATCH))()
     np.testing.assert_allclose(x, 0.3, atol=1e-4)
     assert len(seen) == 3
+
+
+def test_rcm_is_distilled_consistency_with_distribution_matching():
+    precond = Precond(targets.V(), TimeLabel(1.0))
+    parts = paths.Cosine(), precond, weights.Constant(), times.LogNormal(-0.8, 1.6)
+    both = ScoreRegularised(*parts, num_steps=1, scale=0.5)
+    alone = ContinuousConsistency(*parts, prediction=FromTeacher())
+    progress = Progress(jnp.ones(()), num_steps=1)
+
+    def losses(objective, key):
+        return objective(smooth_network, PARAMS, TEACHER, key, BATCH, progress)[0]
+
+    @jax.jit
+    def parts_and_whole(key):
+        own, other = jax.random.split(key)
+        matching = both.matching, replace(both.matching, scale=1.0)
+        return losses(both, key), losses(alone, own), *(losses(m, other) for m in matching)
+
+    whole, consistency, matched, unscaled = parts_and_whole(jax.random.key(0))
+    np.testing.assert_allclose(whole, consistency + matched, rtol=1e-5)
+    assert (unscaled > matched).all()
+    traits = both.traits
+    assert (traits.copies, traits.network_every, traits.distils) == (("fake_score",), 5, True)
 
 
 def config_of(**changes):

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax import choices
 from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
 from diffjax.objectives.drifting import Drifting
 from diffjax.process import paths, targets, times, weights
+from diffjax.process.paths import Pair
 from diffjax.process.precond import Meaning, Precond, TimeLabel
+from diffjax.sampling import grids
+from diffjax.sampling.sample import Recipe, sample
+from diffjax.spec import build
 
 DRIFTING = Drifting(
     paths.Linear(), Precond(targets.Clean(), TimeLabel()), weights.Constant(), times.Uniform()
@@ -119,9 +124,19 @@ def test_features_of_several_kinds_are_added():
     np.testing.assert_allclose(losses[1], 2.0 * losses[0], rtol=2e-3)
 
 
-def test_it_samples_in_one_step_as_a_consistency_model():
+def test_it_samples_in_one_evaluation_whatever_the_grid():
     assert DRIFTING.traits.meaning is Meaning.END_OF_FLOW
-    assert DRIFTING.traits.solver == "consistency"
+    solver = build(choices.copy(choices.SOLVERS[DRIFTING.traits.solver]))
+    recipe = Recipe(solver, grids.Power(), num_steps=9)
+    path = DRIFTING.path
+    assert recipe.nfe == 1
+
+    def denoise(x, t):
+        return Pair(0.0 * x + t, x)
+
+    x, keys = jnp.ones((2, 3)), jax.random.split(jax.random.key(0), 2)
+    samples = sample(denoise, solver, path, recipe.times(path), keys, x)
+    np.testing.assert_array_equal(samples, path.t_noise)  # the time of the last evaluation
 
 
 def test_what_it_needs():

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from diffjax.compiling import once
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
 from diffjax.objectives.moments import InductiveMomentMatching
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel
+from diffjax.wiring import check_wired, wire
 from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, smooth_network, u_in_numpy
+from tests.objectives.test_objectives import config_for
 
 IMM = InductiveMomentMatching(
     paths.Linear(t_noise=0.994),
@@ -92,9 +95,10 @@ def test_times_are_in_order_and_the_level_falls_by_equal_steps():
 
 
 def test_a_batch_has_whole_groups():
-    objective = replace(IMM, particles=5)
-    with pytest.raises(UserError, match="batch_size 32 is no multiple of 5 particles"):
-        objective(smooth_network, 1.0, 1.0, jax.random.key(0), BATCH, Progress(jnp.zeros(())))
+    wired = wire(config_for(objective="imm"), (8, 8, 1), of_classes(3))
+    check_wired(wired, 16, 10)
+    with pytest.raises(UserError, match="batch_size 18 is no multiple of 4 particles"):
+        check_wired(wired, 18, 10)
 
 
 @pytest.mark.thorough

@@ -3,9 +3,9 @@
     python -m tests.support.notebooks            # runs all, and writes each .ipynb with its outputs
     python -m tests.support.notebooks --quick    # runs all with the settings of tests, writes none
 
-`NAME.py` is the source: a cell begins with `# %%`, one of text with `# %% [markdown]`. All run in one
-process and one folder, in the order of `NAMES`, so that a run which one of them trains is there for
-the next. A line `num_steps = 400  # in tests: 20` has the second value where `--quick` is given.
+`NAME.py` is the source: a cell begins with `# %%`, one of text with `# %% [markdown]`. All run in
+one process and one folder, in the order of `NAMES`, so that a run which one of them trains is there
+for the next. A line `num_steps = 400  # in tests: 20` has the second value where `--quick` is given.
 """
 
 import argparse
@@ -43,11 +43,7 @@ class Cell(NamedTuple):
 
 
 def cells_of(code: str) -> list[Cell]:
-    """The cells of a file.
-
-    >>> cells_of("# %% [markdown]\\n# Hello\\n#\\n# you\\n\\n# %%\\n1 + 1\\n")
-    [Cell(is_text=True, source='Hello\\n\\nyou'), Cell(is_text=False, source='1 + 1')]
-    """
+    """The cells of a file, in their order."""
     parts = _CELL.split(code)[1:]
     found = []
     for mark, body in zip(parts[::2], parts[1::2], strict=True):
@@ -59,11 +55,7 @@ def cells_of(code: str) -> list[Cell]:
 
 
 def quick(code: str) -> str:
-    """The same code with the settings of tests.
-
-    >>> quick("num_steps = 400  # in tests: 20")
-    'num_steps = 20'
-    """
+    """The same code with the settings of tests."""
     return _QUICK.sub(r"= \1", code)
 
 
@@ -134,14 +126,14 @@ def main(argv: list[str]) -> None:
     sys.path.insert(0, os.getcwd())
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(args.workdir or scratch):
         for name in args.names:
-            start, code = time.perf_counter(), (FOLDER / f"{name}.py").read_text("utf-8")
+            start, code = time.process_time(), (FOLDER / f"{name}.py").read_text("utf-8")
             cells = cells_of(quick(code) if args.quick else code)
             names: dict[str, Any] = {"__name__": "__main__"}
             outputs = [[] if cell.is_text else run(cell.source, names) for cell in cells]
             if not args.quick:
                 text = notebook(cells, outputs)
                 (FOLDER / f"{name}.ipynb").write_text(text, "utf-8")
-            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+            print(f"{name}: {time.process_time() - start:.0f} processor seconds", flush=True)
 
 
 if __name__ == "__main__":

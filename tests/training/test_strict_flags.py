@@ -88,8 +88,13 @@ def test_both_networks_train(model):
     trace(f"model={model}")
 
 
-QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
-OF_V = "continuous_consistency", "continuous_consistency_distillation"
+QUICK = "objective=imm", "objective=dmd2", "wrappers=dispersive", "uniforms=stratified"
+QUICK += "optimizer=muon", "objective=edm2"
+OF_V = (
+    "continuous_consistency",
+    "continuous_consistency_distillation",
+    "score_regularised_consistency",
+)
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in choices.WRAPPERS),
