@@ -92,7 +92,7 @@ def get_config(
     data.image_size = int(text) if (text := str(data_image_size)).isdecimal() else data.image_size
     num_images = len(pictures.files) if pictures else FEW_IMAGES
     config = experiment(
-        f"image_folder-{root.name}" if data_path else "image_folder",
+        f"image_folder-{root.resolve().name}" if data_path else "image_folder",
         arguments,
         data=data,
         extractor=spec(own_classifier),

@@ -26,11 +26,15 @@ from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import (
     couplings,
     derivatives,
+    drifting,
     flow_maps,
     interpolant,
     learned_variance,
     mean_flow,
+    moments,
     repa,
+    solution_flow,
+    terminal_velocity,
     wrappers,
 )
 from diffjax.objectives.consistency import (
@@ -44,7 +48,10 @@ from diffjax.objectives.consistency import (
 from diffjax.objectives.continuous_consistency import ContinuousConsistency
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.distribution_matching import DistributionMatching
+from diffjax.objectives.flow_anchored import FlowAnchored
 from diffjax.objectives.latent_consistency import LatentConsistency
+from diffjax.objectives.score_regularised import ScoreRegularised
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
@@ -104,6 +111,7 @@ CODECS: Table = MappingProxyType(
 PATHS: Table = MappingProxyType(
     {
         "linear": spec(paths.Linear),
+        "linear_imm": spec(paths.Linear, t_noise=0.994),
         "linear_shifted": spec(shifts.TimeShift, path=spec(paths.Linear)),
         "linear_twice_noise": spec(shifts.ScaledNoise, path=spec(paths.Linear)),
         "cosine": spec(paths.Cosine),
@@ -168,6 +176,8 @@ TIMES: Table = MappingProxyType(
         "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
         "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
+        "logit_normal_soflow": spec(times.LogitNormal, mean=-0.2),
+        "logit_normal_facm": spec(times.LogitNormal, mean=-0.8, std=1.6),
         "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
@@ -175,6 +185,7 @@ TIMES: Table = MappingProxyType(
         "log_normal_edm2": spec(times.LogNormal, mean=-0.4, std=1.0),
         "log_normal_ict": spec(times.LogNormal, mean=-1.1, std=2.0),
         "log_normal_scm": spec(times.LogNormal, mean=-1.0, std=1.4),
+        "log_normal_rcm": spec(times.LogNormal, mean=-0.8, std=1.6),
         "uniform_root": spec(times.UniformRoot),
         "uniform_log_snr": spec(times.UniformLogSNR),
         "beta": spec(times.Beta),
@@ -214,6 +225,14 @@ LOSSES: Table = MappingProxyType(
         "flow_map": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Lagrangian)),
         "flow_map_eulerian": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Eulerian)),
         "flow_map_progressive": spec(flow_maps.SelfDistilled, rule=spec(flow_maps.Progressive)),
+        "inductive_moment_matching": spec(moments.InductiveMomentMatching),
+        "solution_flow": spec(solution_flow.SolutionFlow),
+        "terminal_velocity": spec(terminal_velocity.TerminalVelocity),
+        "drifting": spec(drifting.Drifting),
+        "flow_anchored_consistency": spec(FlowAnchored),
+        "flow_anchored_consistency_distillation": spec(
+            FlowAnchored, prediction=spec(FromTeacher, guidance_scale=1.75)
+        ),
         "consistency": spec(Consistency, averaged_target=True),
         "improved_consistency": spec(
             Consistency,
@@ -229,7 +248,9 @@ LOSSES: Table = MappingProxyType(
         "continuous_consistency_distillation": spec(
             ContinuousConsistency, prediction=spec(FromTeacher)
         ),
+        "score_regularised_consistency": spec(ScoreRegularised),
         "latent_consistency_distillation": spec(LatentConsistency),
+        "distribution_matching": spec(DistributionMatching),
         "progressive_distillation": spec(ProgressiveDistillation),
         "guidance_distillation": spec(
             GuidanceDistillation, prediction=spec(FromTeacher, guidance_scale=2.0)
@@ -286,6 +307,7 @@ SOLVERS: Table = MappingProxyType(
         "ddpm_learned": spec(solvers.ddpm_learned),
         "flow_map": spec(solvers.flow_map),
         "consistency": spec(consistency.consistency),
+        "one_step": spec(consistency.one_step),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
@@ -392,6 +414,15 @@ EVALUATORS: Mapping[str, str] = MappingProxyType(
     {
         "samples": "diffjax.runs.evaluators:Samples",
         "validation": "diffjax.runs.evaluators:Validation",
+    }
+)
+# Where numbers and pictures go besides the run's folder; several are joined by "+". Their libraries
+# are imported when they are used.
+TRACKERS: Mapping[str, str] = MappingProxyType(
+    {
+        "wandb": "diffjax.loop.trackers.wandb:Wandb",
+        "mlflow": "diffjax.loop.trackers.mlflow:MLflow",
+        "aim": "diffjax.loop.trackers.aim:Aim",
     }
 )
 # Schedules that come with an optimizer; with others a config keeps its own.
@@ -603,15 +634,46 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Improved MeanFlow: MeanFlow's loss with du/dt along the network's own velocity
             # u(x_t, t, t). Geng et al. 2025 (arXiv:2512.02012).
             "imf": {**_MEAN_FLOW, "loss": "improved_mean_flow"},
+            # pMF: improved MeanFlow's loss with u = (x_t - net)/t, logit(t) ~ N(0.8, 0.8²). Lu et
+            # al. 2026 (arXiv:2601.22158).
+            "pmf": {
+                **_MEAN_FLOW,
+                "target": "clean",
+                "weight": "constant_velocity_jit",
+                "times": "logit_normal_jit",
+                "loss": "improved_mean_flow",
+            },
             # α-Flow: ‖u(x_t, t, r) - sg(α·v + (1 - α)·u(x_s, s, r))‖²/α, s = t - α·(t - r), with α
             # from 1 to 0.005 in training. Zhang et al. 2025 (arXiv:2510.20771).
             "alpha_flow": {**_MEAN_FLOW, "loss": "alpha_flow"},
+            # SoFlow: α-Flow's loss with α from 0.1 to 0.002, logit(t) ~ N(0.2, 0.8²) and logit(r) ~
+            # N(-1, 0.8²) for ¼ of the examples, flow matching for the others, of which logit(t) ~
+            # N(-0.2, 1). Luo et al. 2025 (arXiv:2512.15657).
+            "soflow": {**_MEAN_FLOW, "times": "logit_normal_soflow", "loss": "solution_flow"},
             # Shortcut models: |u(x_t, t, t - 2d) - sg(mean of two steps of length d)|² for ¼ of the
             # examples, flow matching for the others. Frans et al. 2024 (arXiv:2410.12557).
             "shortcut": {**_MEAN_FLOW, "times": "uniform", "loss": "shortcut"},
             # Flow maps by Lagrangian self-distillation: |∂X/∂r - sg v(X, r)|² with the end X of a
             # step from t to r, and flow matching. Boffi et al. 2025 (arXiv:2505.18825).
             "flow_map": {**_MEAN_FLOW, "times": "uniform", "loss": "flow_map"},
+            # IMM: the squared maximum mean discrepancy of f(x_t, t, s) and f(x_r, r, s) in fours,
+            # f = x_t - (t - s)·u, kernel exp(-‖y - y'‖/(D·(t - s))). Zhou et al. 2025
+            # (arXiv:2503.07565), algorithm 1.
+            "imm": {
+                "path": "linear_imm",
+                "target": "velocity",
+                "loss": "inductive_moment_matching",
+            },
+            # Terminal velocity matching: |∂X/∂s - sg v_ema(X, s)|² with the end X of a step to s,
+            # and |v(x_s', s') - (eps - x0)|². Zhou et al. 2025 (arXiv:2511.19797).
+            "tvm": {**_MEAN_FLOW, "loss": "terminal_velocity"},
+            # FACM: |u(x_t, t, t) - v|² + 1 - cos, and MeanFlow's identity from t to the end with a
+            # target that is clipped and relaxed. Peng et al. 2025 (arXiv:2507.03738).
+            "facm": {
+                **_MEAN_FLOW,
+                "times": "logit_normal_facm",
+                "loss": "flow_anchored_consistency",
+            },
             # Consistency training: |f(x_σ, σ) - sg f_ema(x_σ', σ')|² for neighbours σ' < σ of 2 to
             # 150 levels, uniformly. Song et al. 2023 (arXiv:2303.01469), algorithm 3.
             "consistency": {**_EDM, "times": "uniform_root", "loss": "consistency"},
@@ -629,6 +691,17 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "cd": {**_EDM, "times": "uniform_root", "loss": "consistency_distillation"},
             # sCD: sCM along a trained denoiser's prediction. Lu & Song 2024 (arXiv:2410.11081).
             "scd": {**_SCM, "loss": "continuous_consistency_distillation"},
+            # rCM: sCD's loss + 0.02·½·|x - sg(x - g)|², DMD2's loss of samples of 4 steps, on the
+            # cosine path, log σ ~ N(-0.8, 1.6²). Zheng et al. 2025 (arXiv:2510.08431).
+            "rcm": {
+                **_SCM,
+                "times": "log_normal_rcm",
+                "loss": "score_regularised_consistency",
+                "wrappers": "none",
+            },
+            # Drifting: |x - sg(x + V)|², x = net(eps), with the field V by a kernel from generated
+            # samples to images of one condition. Deng et al. 2026 (arXiv:2602.04770).
+            "drifting": {"path": "linear", "target": "clean", "loss": "drifting"},
             # LCM: mean (√(Δ² + c²) - c), Δ = f(x_t, t) - sg f(x_t', t'), with x_t' the guided DDIM
             # step of a teacher over 20 of 1,000 steps. Luo et al. 2023 (arXiv:2310.04378).
             "lcm": {
@@ -637,6 +710,9 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "noise_label": "step",
                 "loss": "latent_consistency_distillation",
             },
+            # DMD2: ½·|x - sg(x - g)|², g = (x0_fake - x0_T)/mean |x - x0_T| at noisy samples, and
+            # EDM's loss of the fake score on samples. Yin et al. 2024 (arXiv:2405.14867).
+            "dmd2": {**_EDM, "times": "uniform_root", "loss": "distribution_matching"},
             # Progressive distillation: max(SNR, 1)·|x0_net - x0|², where x0 is such that one step
             # of DDIM ends where two of the teacher do. Salimans & Ho 2022 (arXiv:2202.00512).
             "progressive": {

@@ -20,6 +20,8 @@ ADDED: Mapping[str, Any] = {
     "evaluators": {},
     "sample_prompts": [],
     "teacher": "ema",
+    "trackers": {},
+    "patience_evaluations": 0,
     "lora": {TARGET: "diffjax.models.low_rank:LoraLayers", **_LORA},
 }
 """Settings that configs have since 0.1.0, with the values by which a run is what it was before."""

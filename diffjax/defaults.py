@@ -103,6 +103,7 @@ def experiment(
         against=lookup.against_called("null"),
     )
     config.best_by = ""  # the best checkpoint is kept by this metric, as "samples/accuracy"
+    config.patience_evaluations = 0  # training ends after so many without a better one; 0: never
     config.log_every_steps = 100
     config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000

@@ -27,10 +27,10 @@ def set_axes(
     """Sets the parts of a config that its arguments choose, and completes its name.
 
     Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model`, `.optimizer`,
-    `.evaluators`, and the codec of a config of latents; `latents=FOLDER` takes the latents in a
-    folder (`experiments.encode_latents`) in the place of the config's images. Choices that are not
-    defaults are appended to `config.name`: each choice has its own run folder. Evaluators are not,
-    because they change nothing of what is trained.
+    `.evaluators`, `.trackers`, and the codec of a config of latents; `latents=FOLDER` takes the
+    latents in a folder (`experiments.encode_latents`) in the place of the config's images. Choices
+    that are not defaults are appended to `config.name`: each choice has its own run folder.
+    Evaluators and trackers are not, because they change nothing of what is trained.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
@@ -55,7 +55,7 @@ def set_axes(
     """
     axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
     axes += ("derivative", "latents", "codec")
-    chosen = parse_arguments(arguments, *axes, "evaluators")
+    chosen = parse_arguments(arguments, *axes, "evaluators", "trackers")
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
     )
@@ -87,12 +87,13 @@ def set_axes(
         config.data.scale = 1.0  # a config's scale is that of latents without a codec
     own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
     config.optimizer = optimizer_chosen(own, chosen)
-    config.evaluators = ConfigDict(
-        {
-            name: spec_at(choose(choices.EVALUATORS, name, "evaluator"))
-            for name in joined(chosen.get("evaluators", ""))
-        }
-    )
+    for group, table in (("evaluators", choices.EVALUATORS), ("trackers", choices.TRACKERS)):
+        config[group] = ConfigDict(
+            {
+                name: spec_at(choose(table, name, group.removesuffix("s")))
+                for name in joined(chosen.get(group, ""))
+            }
+        )
     defaults = {"objective": objective, "model": model, "derivative": "exact"}
     defaults |= {**names, **_names_of(own)}
     # With "/", the name DiT-S/2 would make a subfolder.

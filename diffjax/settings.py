@@ -2,6 +2,7 @@
 
 `diffjax.defaults.experiment` makes them with their defaults. The parts of an experiment (data,
 network, path, optimizer, …) declare the types and ranges of their own numbers (`diffjax.kinds`).
+docs/settings.md lists all of them; the string below a setting here is its meaning there.
 """
 
 import inspect
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, NumSteps, Probability, Range, complaint
+from diffjax.kinds import AtLeastOne, Decay, NotNegative, NumSteps, Probability, Range, complaint
 
 Spec = Any
 """The spec of a part, or several by name, which `diffjax.spec.build` checks and builds."""
@@ -31,79 +32,142 @@ class Evaluation(TypedDict):
     """The settings of evaluation: metrics, samples and recipes."""
 
     extractor: Spec
+    """The features of distances, and the classifier of the accuracy if it has one."""
     extractors: tuple[Spec, ...]
+    """Further ones, for the recipe of `sampling` alone."""
     num_samples: NumSamples
+    """Samples of each recipe; published FIDs have 50,000."""
     labels: str
+    """Of the samples: `data` (in its proportions), `balanced`, or labels in turn, as `3,7`."""
     prompts: str
+    """`@FILE` of texts that the samples show in turn, or one text; empty is `labels`."""
     batch_size: AtLeastOne[int]
+    """Samples and images at a time, over all devices."""
     solvers: tuple[str, ...]
+    """Solvers by name; recipes are all combinations of these lists."""
     grids: tuple[str, ...]
+    """Time grids by name; empty is that of `sampling`."""
     num_steps: tuple[NumSteps, ...]
+    """Numbers of solver steps."""
     guidance_scales: tuple[float, ...]
+    """Guidance scales; empty is that of `sampling`."""
     weights: tuple[str, ...]
+    """Averages (EMA) or `live`; empty is `config.weights`."""
     seeds: tuple[Seed, ...]
+    """Of the noise; empty is `seed`."""
     seed: Seed
+    """Of the noise and of what is drawn by metrics."""
     likelihood: tuple[str, ...]
+    """Methods for bits per dimension: `ode`, `vlb`, `discrete_vlb`; empty is none."""
 
 
 class Mesh(TypedDict, total=False):
     """The number of devices on each axis of the mesh; -1 means all that are left."""
 
     data: int
+    """Groups of devices that share the batch."""
     fsdp: int
+    """Devices of a group, which share the batch and hold a part of the parameters each."""
     tensor: int
+    """Devices that share heads and widths of one image."""
     sequence: int
+    """Devices that share the tokens of one image."""
 
 
 class Expected(TypedDict, total=False):
     """The data for which a config is written; plans use them, training checks them."""
 
     image_shape: tuple[int, int, int]
+    """Height, width and channels of images or latents."""
     num_classes: int
+    """Number of classes; 0 is none."""
     num_images: int
+    """Number of training images."""
     condition: Spec
+    """Kind of condition, where it is no class."""
 
 
 class Settings(TypedDict):
     """All settings of an experiment's config."""
 
     name: str
+    """Of the run's folder and page."""
     seed: Seed
+    """Of parameters, order of the data, noise and times."""
     num_steps: AtLeastOne[int]
+    """Training steps: updates of the parameters."""
     batch_size: AtLeastOne[int]
+    """Images of a step, over all devices and parts."""
     accumulation_steps: AtLeastOne[int]
+    """Gradient accumulation: parts of a batch, one after the other, for less memory."""
     data: Spec
+    """The data set."""
     expected: NotRequired[Expected]
+    """The data for which the config is written; plans use it, training checks it."""
     augment: Spec
+    """Random changes of the training images."""
     path: Spec
+    """From data to noise: alpha, sigma and the range of times (the noise schedule)."""
     precond: Spec
+    """What the network predicts, its time or noise conditioning, and the scale of its input."""
     objective: Spec
+    """The loss: its class, weight, density of times and coupling."""
     wrappers: tuple[Spec, ...]
+    """Changes of the objective, the innermost first."""
     model: Spec
+    """The network."""
     condition_dropout: Probability[float] | Mapping[str, Probability[float]]
+    """Probability that a condition is made null, for guidance; or `{"part": probability}`."""
     init_from: str
+    """Weights to begin with: a run, `FOLDER:ema-0.999`, or a file; empty is a fresh network."""
     trainable: str
+    """Patterns of the parameters that are trained, as `*attention*`; empty is all."""
     lora: Spec
+    """Low-rank changes (LoRA) that are trained alone; rank 0 is none."""
     optimizer: Spec
+    """From gradients to updates, with the learning rate, its warm-up and schedule, and clipping."""
     nonfinite: Spec
+    """What to do with a loss that is not finite."""
     ema_decays: tuple[Decay[float], ...]
+    """Exponential moving averages (EMA) of the parameters, by decay: `ema-0.999`."""
     ema_lengths: tuple[Length, ...]
+    """Power-function averages (EDM2), by length: `power-0.05`."""
     weights: str
+    """The average, or `live`, that samples and evaluations use."""
     teacher: str
+    """What an objective may learn from: `ema`, an average, `live`, or a run's folder."""
     mesh: Mesh
+    """Devices along each axis; -1 is all that are left."""
     sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
+    """Which axes shard which parameters; none is `diffjax.training.sharding.RULES`."""
     sampling: Spec
+    """The recipe of samples: solver, time grid, steps, guidance."""
     log_every_steps: AtLeastOne[int]
+    """Steps between lines of `metrics.jsonl` and of the terminal."""
     snapshot_every_steps: AtLeastOne[int]
+    """Steps between snapshots of the averages in `ema_lengths`."""
     sample_every_steps: AtLeastOne[int]
+    """Steps between pictures of samples."""
     sample_images: AtLeastOne[int]
+    """The largest number of samples in a picture."""
     sample_prompts: tuple[str, ...]
+    """Texts of these samples, as `--labels` has them; empty is all labels in turn."""
     checkpoint_every_steps: AtLeastOne[int]
+    """Steps between checkpoints."""
     checkpoints_to_keep: AtLeastOne[int]
+    """The newest ones that are kept."""
     checkpoints_kept_every_steps: AtLeastOne[int]
+    """Further ones that are kept for good: those of multiples of this."""
     evaluation: Evaluation
+    """Metrics at the end of training and of `experiments.evaluate`."""
     evaluators: Spec
+    """Metrics during training, by name."""
     best_by: str
+    """The metric whose best checkpoint is kept, as `samples/accuracy`; empty is none."""
+    patience_evaluations: NotNegative[int]
+    """Early stopping: after so many values of `best_by` in a row that are no better; 0 is never."""
+    trackers: Spec
+    """Where numbers and pictures go besides the folder (W&B, MLflow, Aim), by name."""
 
 
 def check_whole(what: str, value: Any, least: int) -> None:

@@ -27,6 +27,7 @@ _VOCABULARY = (
     "conditions",
     "data",
     "evaluation.extractors",
+    "loop.trackers",
     "models",
     "objectives",
     "optimizers",

@@ -20,7 +20,7 @@ from diffjax.kinds import complaint
 from diffjax.models import attention
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off, blocks_off
 from diffjax.models.low_rank import LoraLayers
-from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
+from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch, own_params
 from diffjax.optimizers.mup import rate_factors
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map_predictor
@@ -150,6 +150,11 @@ class Wired(NamedTuple):
         return rate_factors(self.params_shape, shapes)
 
     @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names, at the top of the tree, of the parameters that the objective adds."""
+        return tuple(jax.eval_shape(lambda key: own_params(self.objective, key, ()), _key()))
+
+    @property
     def num_params(self) -> int:
         """The number of trained parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params_shape))
@@ -249,7 +254,7 @@ def check_wired(wired: Wired, batch_size: int, num_steps: int) -> None:
     check_target(wired.path, wired.precond)
     wired.condition.check_dropout(wired.condition_dropout)
     check_recipe(wired.recipe, wired)
-    _check_loss(wired, min(2, batch_size), num_steps)
+    _check_loss(wired, batch_size, num_steps)
 
 
 def dropout_of(config: ConfigDict) -> Rate:
@@ -430,7 +435,7 @@ def _init(
     with lora.on():
         params = network.init(key, x, noise_label, condition.example(1))["params"]
     width = getattr(network, "hidden_size", 1)
-    return {**params, **objective.init_params(jax.random.fold_in(key, 1), width)}
+    return {**params, **own_params(objective, jax.random.fold_in(key, 1), params, width)}
 
 
 def _key() -> Any:

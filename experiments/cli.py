@@ -77,6 +77,21 @@ class _Step(flags.ArgumentParser):
         return text if text == "best" else int(text)
 
 
+class _Steps(_Step):
+    """Several steps, comma-separated, or all that there are."""
+
+    def parse(self, argument: Any) -> list[int | str] | str:
+        """A list of values as `diffjax.load` takes them, or "all"."""
+        text = str(argument)
+        return text if text == "all" else [super(_Steps, self).parse(x) for x in text.split(",")]
+
+
+def define_steps(flag_values: flags.FlagValues) -> None:
+    """Defines `--step=100,200`, `--step=all` and `--step=best`: which checkpoints of a run."""
+    help = "of checkpoints, as 100,200; all; or best (config.best_by); by default the newest"
+    flags.DEFINE_flag(flags.Flag(_Steps(), None, "step", None, help), flag_values)
+
+
 def define_step(flag_values: flags.FlagValues) -> None:
     """Defines `--step=400` and `--step=best`: which checkpoint of a run."""
     help = "of a checkpoint, or best (config.best_by); by default the newest"

@@ -11,7 +11,7 @@ step. --samples are compared with the data of --config or --workdir.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("out", None, "folder for the results (--workdir)", flag_values=FLAGS)
 cli.define_config(FLAGS, optional=True)
 published.define(FLAGS)
-cli.define_step(FLAGS)
+cli.define_steps(FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
@@ -120,9 +120,16 @@ def main(args: SimpleNamespace) -> None:
         raise UserError("--lora goes with --pretrained: the evaluation of a run is of its weights")
     if args.out is not None and args.pretrained is not None:
         raise UserError("--out: results of --pretrained go to --workdir, leave it out")
+    asked, args.step = args.step, args.step[0] if isinstance(args.step, list) else None
+    if asked is not None and args.pretrained is not None:
+        raise UserError("--step is of a run: a published file has one set of weights")
     run = published.opened(args, (args.weights or [None])[0])
+    # Step 0 is that of random weights.
+    chosen = asked if isinstance(asked, list) else [step for step in run.steps if step]
+    runs = [run] if asked is None else [run.at(step) for step in chosen]
     if args.out is not None:
-        run = of_first_folder(run, args.out)
+        runs = [of_first_folder(each, args.out) for each in runs]
+    run = runs[-1]
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
         translate_lost_processes(),
@@ -131,37 +138,37 @@ def main(args: SimpleNamespace) -> None:
     ):
         dataset = run.dataset(args.data_path)
         published.record(run, dataset)
-        result = measure(
-            run,
-            dataset,
-            Wanted(
-                solvers=args.solvers,
-                grids=args.grids,
-                num_steps=steps,
-                num_samples=args.num_samples,
-                labels=args.labels,
-                prompts=args.prompts,
-                batch_size=args.batch_size,
-                guidance_scales=scales,
-                guidance=args.guidance,
-                against=args.against,
-                seeds=seeds,
-                weights=args.weights,
-                extractors=extractors,
-            ),
-            should_stop=should_stop,
-            begun=begun,
-            report=lambda row: print(
-                f"{row['solver']}, {row['grid']}, {row['num_steps']} steps: {row['seconds']:.1f} s",
-                file=sys.stderr,
-            ),
+        wanted = Wanted(
+            solvers=args.solvers,
+            grids=args.grids,
+            num_steps=steps,
+            num_samples=args.num_samples,
+            labels=args.labels,
+            prompts=args.prompts,
+            batch_size=args.batch_size,
+            guidance_scales=scales,
+            guidance=args.guidance,
+            against=args.against,
+            seeds=seeds,
+            weights=args.weights,
+            extractors=extractors,
         )
+        for each in runs:
+            how = {"should_stop": should_stop, "begun": begun, "report": _print_row}
+            result = measure(each, dataset, wanted, **how)
+            if is_first():
+                table = quality_table(result["by_nfe"])
+                print(table if len(runs) == 1 else f"step {each.step:,}\n{table}")
     if not is_first():
         return
-    print(quality_table(result["by_nfe"]))
     with progress("writing the report"):
         page = write_report(run.workdir)
     print(f"open {page}")
+
+
+def _print_row(row: Mapping[str, Any]) -> None:
+    text = f"{row['solver']}, {row['grid']}, {row['num_steps']} steps: {row['seconds']:.1f} s"
+    print(text, file=sys.stderr)
 
 
 def _evaluate_samples(args: SimpleNamespace) -> None:
@@ -172,7 +179,8 @@ def _evaluate_samples(args: SimpleNamespace) -> None:
     cli.require(args, "out")
     config, dataset = _compared_with(args)
     extractors = chosen_extractors(args) or own_extractors(config, dataset)
-    result = measure_samples(args.samples, dataset, extractors, args.out)
+    with progress("evaluating the samples"):
+        result = measure_samples(args.samples, dataset, extractors, args.out)
     print(metrics_table(result))
     print(f"open {write_report(args.out)}")
 

@@ -187,13 +187,13 @@ def main(args: SimpleNamespace) -> None:
     traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():
         return
-    if _is_for_others(args.out):
-        label = {"labels": arrays["labels"]} if _has_labels(run) else {}
-        _ = write_samples(out, images, **label, **how)
-        print(", ".join(f"{name}={value}" for name, value in how.items()))
-        print(f"{len(images)} samples in {out}")
-        return
     try:
+        if _is_for_others(args.out):
+            label = {"labels": arrays["labels"]} if _has_labels(run) else {}
+            write_samples(out, images, **label, **how)
+            print(", ".join(f"{name}={value}" for name, value in how.items()))
+            print(f"{len(images)} samples in {out}")
+            return
         write_npz(out.with_suffix(".npz"), **arrays, **how)
         titles = kind.titles(request.condition) or texts
         columns = columns_by_class(len(images), len(set(titles or ())))

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -17,6 +17,28 @@ from diffjax.host.watchdog import Watchdog
 # Long enough for a machine that swaps or a network with short failures.
 _HEARTBEAT_SECONDS = 100
 _NAMES = ("coordinator", "num_processes", "process_index", "distributed")
+
+
+class _Extend(flags.ArgumentParser):
+    """A flag that may have a value: `--extend`, `--extend=continue`, `--extend=restart`."""
+
+    def parse(self, argument: Any) -> bool | str:
+        """The value as `train` takes it."""
+        choices = {"true": True, "false": False, "continue": "continue", "restart": "restart"}
+        if str(argument).lower() not in choices:
+            raise ValueError("give --extend alone, or continue or restart")
+        return choices[str(argument).lower()]
+
+
+def define_extend(flag_values: flags.FlagValues) -> None:
+    """Defines `--extend`, which may have a value."""
+    about = (
+        "go on with this run though its config differs, as with more steps: --extend, or "
+        "--extend=continue or --extend=restart where the learning rate depends on the number of "
+        "steps"
+    )
+    flag = flags.Flag(_Extend(), None, "extend", False, about, boolean=True)
+    flags.DEFINE_flag(flag, flag_values)
 
 
 def define_watchdog(flag_values: flags.FlagValues) -> None:

@@ -3,17 +3,23 @@
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --workers=4
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --status
+  python -m experiments.sweep --sweep=FILE --search=random --trials=20 --finalists=3
+  python -m experiments.sweep --sweep=FILE --search=optuna --trials=40 --workers=4
 
-Each cell is a run of experiments.train in its own folder. All cells are built and checked
+Each cell is a run of experiments.train in its own folder; --extend makes all of them longer, with
+--override=config.num_steps=N. All cells are built and checked
 before the first one trains. The same command resumes a sweep that was stopped for any reason. It
 tries a failed cell again; the cell's output is in output.txt in its folder. With several values
 of config.seed the report has a verdict: which arms are worse than the best, or inconclusive.
+--search trains trials that it chooses instead of all combinations, also from ranges (Between).
 """
 
+import math
 import multiprocessing
 import re
 import shlex
 import signal
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,13 +40,30 @@ from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
-from diffjax.sweeps.cells import Planned, grouped_cells, is_finished, plan_cells, train_cells
+from diffjax.runs import workdirs
+from diffjax.sweeps.cells import (
+    Planned,
+    extend_flag,
+    grouped_cells,
+    is_finished,
+    plan_cells,
+    train_cells,
+)
 from diffjax.sweeps.engines import ENGINES, Job, parse_options
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.run import run_workers
+from diffjax.sweeps.search import (
+    SEARCHES,
+    Trial,
+    adaptive_trials,
+    best_trials,
+    fresh_seeds,
+    random_trials,
+    searched_axes,
+)
 from diffjax.sweeps.sweep import STEPS, Cell, Sweep
 from diffjax.sweeps.worker import in_subprocess, units, work
-from experiments import cli
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "Python file with a get_sweep()", flag_values=FLAGS)
@@ -51,6 +74,7 @@ flags.DEFINE_multi_string(
     "a setting for all cells, for example config.data.path=FOLDER; can be repeated",
     flag_values=FLAGS,
 )
+shared_flags.define_extend(FLAGS)
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
 flags.DEFINE_bool("status", False, "show the status of all cells, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
@@ -72,6 +96,19 @@ flags.DEFINE_string(
     "options for --engine=ray: address=auto and those of a Ray task: num_cpus=4,num_gpus=1",
     flag_values=FLAGS,
 )
+flags.DEFINE_enum(
+    "search", None, list(SEARCHES), "train trials at random, or adaptively by Optuna, instead of "
+    "all combinations", flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer("trials", 20, "of a search", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "search_seed", 0, "of the search; runs have config.seed", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "finalists", 0, "after a search, train so many of the best trials again with fresh seeds, for "
+    "an unbiased comparison", lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer("final_seeds", 3, "seeds of finalists", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_bool("worker", False, "run as a worker; used by engines", flag_values=FLAGS)
 flags.DEFINE_string(
     "since",
@@ -97,7 +134,9 @@ def main(args: SimpleNamespace) -> int:
     shared = overrides(args.override, sweep)
     sweep = replace(sweep, overrides={**sweep.overrides, **shared})
     if args.cells:
-        errors = train_cells(named(read_cells(workdir, sweep), args.cells), workdir)
+        errors = train_cells(
+            named(read_cells(workdir, sweep), args.cells), workdir, extend=args.extend
+        )
         for name, error in errors.items():
             print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
         return 2 if errors else 0
@@ -108,29 +147,137 @@ def main(args: SimpleNamespace) -> int:
     for engine, given in options.items():
         if given and engine != args.engine:
             raise UserError(f"--{engine} needs --engine={engine}, not --engine={args.engine}")
+    if args.extend and (args.ensemble > 1 or args.search):
+        raise UserError("--extend trains each cell by itself: leave --ensemble and --search out")
+    if args.finalists and not args.search:
+        raise UserError("--finalists needs --search: they are the best trials of a search")
+    command = sweep_command(args, workdir, shared)
+    if args.search:
+        return search(args, sweep, workdir, command)
+    return train_sweep(args, sweep, workdir, {"command": command})
+
+
+def train_sweep(
+    args: SimpleNamespace, sweep: Sweep, workdir: Path, facts: Mapping[str, Any]
+) -> int:
+    """Checks and trains all cells of a sweep, and concludes; returns the exit status."""
     planned, ensembles = checked(sweep, args.ensemble)
-    cells = planned.cells
     for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    if args.dry_run or not cells:
-        print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in cells))
-        return 0 if cells else 2
+    if args.dry_run or not planned.cells:
+        print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in planned.cells))
+        return 0 if planned.cells else 2
+    train_planned(args, sweep, workdir, planned, ensembles, facts)
+    return conclude(sweep, planned.cells, workdir)
 
+
+def train_planned(
+    args: SimpleNamespace,
+    sweep: Sweep,
+    workdir: Path,
+    planned: Planned,
+    ensembles: Sequence[Sequence[str]],
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes the plan and trains its unfinished cells."""
     workdir.mkdir(parents=True, exist_ok=True)
-    command = sweep_command(args.sweep, workdir, shared)
-    write_json(workdir / SWEEP, plan(command, args.sweep, sweep, planned, ensembles))
-    words, given = worker_command(args.sweep, workdir), options.get(args.engine, {})
+    write_json(workdir / SWEEP, {**plan(args.sweep, sweep, planned, ensembles), **facts})
+    given = parse_options({"slurm": args.slurm, "ray": args.ray}.get(args.engine, ""))
+    words = worker_command(args.sweep, workdir, args.extend)
     job = Job(words, args.workers, workdir / "workers", given)
     with stop_signals() as should_stop:
-        run_workers(
-            ENGINES[args.engine],
-            job,
-            units(cells, ensembles),
-            workdir,
-            Live(workdir),
-            should_stop,
+        todo = units(planned.cells, ensembles)
+        run_workers(ENGINES[args.engine], job, todo, workdir, Live(workdir), should_stop)
+
+
+def search(args: SimpleNamespace, sweep: Sweep, workdir: Path, command: str) -> int:
+    """Trains the trials of a search, then its finalists; returns the exit status."""
+    searched_axes(sweep)
+    about = {"method": args.search, "trials": args.trials, "seed": args.search_seed}
+    facts = {"command": command, "search": about}
+    if args.search == "optuna" and args.dry_run:
+        print("trials of Optuna depend on results; these are drawn at random", file=sys.stderr)
+    if args.search == "random" or args.dry_run:
+        trials = random_trials(sweep, args.trials, args.search_seed)
+        status = train_sweep(args, replace(sweep, trials=trials), workdir, facts)
+        results = [] if args.dry_run else results_of(replace(sweep, trials=trials), workdir)
+    else:
+        status, results = search_adaptively(args, sweep, workdir, facts)
+    if args.dry_run or not args.finalists or not any(value is not None for _, value in results):
+        return status
+    finalists = replace(
+        sweep,
+        axes={**sweep.axes, "config.seed": fresh_seeds(sweep, args.final_seeds)},
+        trials=best_trials(results, args.finalists),
+        question=f"{sweep.question} The best {args.finalists} of {len(results)} trials, with fresh "
+        "seeds, which did not choose them.".strip(),
+    )
+    print(f"\nfinalists, with {args.final_seeds} fresh seeds:", file=sys.stderr)
+    return max(status, train_sweep(args, finalists, workdir / FINALISTS, {"command": command}))
+
+
+def search_adaptively(
+    args: SimpleNamespace, sweep: Sweep, workdir: Path, facts: dict[str, Any]
+) -> tuple[int, list[tuple[Trial, float | None]]]:
+    """Asks for as many trials as there are workers, trains them, and so on.
+
+    The trials are in `sweep.json`, so that the same command resumes the search.
+
+    Returns:
+        The exit status, and all trials with their results.
+
+    Raises:
+        UserError: the folder holds another search or sweep.
+    """
+    adaptive_trials(sweep, [], 0)  # Optuna is missing before anything is trained.
+    before = read_json(workdir / SWEEP) or {}
+    begun = before.get("search", {})
+    if before and {**begun, "tried": 0, "trials": 0} != {
+        **facts["search"],
+        "tried": 0,
+        "trials": 0,
+    }:
+        raise UserError(f"{workdir} holds another sweep or search: choose another --workdir")
+    # Tuples are lists in JSON.
+    tried: list[Trial] = [
+        {axis: tuple(value) if isinstance(value, list) else value for axis, value in trial.items()}
+        for trial in begun.get("tried", [])
+    ]
+    planned, ensembles, new = Planned([], {}, {}), [], tried
+    while True:
+        if new:
+            also, groups = checked(replace(sweep, trials=new), args.ensemble)
+            planned = Planned(
+                [*planned.cells, *also.cells],
+                {**planned.costs, **also.costs},
+                {**planned.left_out, **also.left_out},
+            )
+            ensembles = [*ensembles, *groups]
+            known = {**facts, "search": {**facts["search"], "tried": tried}}
+            train_planned(args, sweep, workdir, planned, ensembles, known)
+        results = results_of(replace(sweep, trials=tried), workdir) if tried else []
+        new = adaptive_trials(
+            sweep, results, min(args.workers, args.trials - len(tried)), args.search_seed
         )
-    return conclude(sweep, cells, workdir)
+        if not new:
+            break
+        tried = [*tried, *new]
+    for name, reason in planned.left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    return conclude(sweep, planned.cells, workdir), results
+
+
+def results_of(sweep: Sweep, workdir: Path) -> list[tuple[Trial, float | None]]:
+    """The trials with their mean Fréchet distance over seeds; None unless all seeds have one."""
+    values: dict[str, list[float]] = {}
+    trials: dict[str, Trial] = {}
+    for cell in sweep.cells():
+        result = read_json(workdir / cell.name / workdirs.EVALUATION) or {}
+        distance = (result.get("frechet_distance") or {}).get("value")
+        values.setdefault(cell.arm, []).append(math.nan if distance is None else distance)
+        trials[cell.arm] = {axis: v for axis, v in cell.axes.items() if axis != "config.seed"}
+    means = {arm: statistics.fmean(found) for arm, found in values.items()}
+    return [(trials[arm], mean if math.isfinite(mean) else None) for arm, mean in means.items()]
 
 
 def checked(sweep: Sweep, most: int) -> tuple[Planned, list[list[str]]]:
@@ -165,21 +312,24 @@ def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
-def sweep_command(file: str, workdir: Path, shared: Mapping[str, str]) -> str:
+def sweep_command(args: SimpleNamespace, workdir: Path, shared: Mapping[str, str]) -> str:
     """The shell command that repeats this sweep."""
-    words = ["python", "-m", "experiments.sweep", f"--sweep={file}", f"--workdir={workdir}"]
-    return shlex.join([*words, *(f"--override={name}={text}" for name, text in shared.items())])
+    words = ["python", "-m", "experiments.sweep", f"--sweep={args.sweep}", f"--workdir={workdir}"]
+    if args.search:
+        of_search = ("search", "trials", "search_seed", "finalists", "final_seeds")
+        words += [f"--{name}={getattr(args, name)}" for name in of_search]
+    words += [f"--override={name}={text}" for name, text in shared.items()]
+    return shlex.join([*words, *extend_flag(args.extend)])
 
 
 def plan(
-    command: str, file: str, sweep: Sweep, planned: Planned, ensembles: Sequence[Sequence[str]]
+    file: str, sweep: Sweep, planned: Planned, ensembles: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
     """The content of `sweep.json`."""
     costs = planned.costs
     return {
         "name": Path(file).stem,
         "question": sweep.question,
-        "command": command,
         "config": sweep.config,
         "shared": {name: str(value) for name, value in sweep.overrides.items()},
         "matched": sweep.matched,
@@ -231,10 +381,11 @@ def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
     return cells
 
 
-def worker_command(file: str, workdir: Path) -> list[str]:
+def worker_command(file: str, workdir: Path, extend: bool | str = False) -> list[str]:
     """The words of the command that starts a worker."""
     command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}", "--worker"]
-    return [*command, f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+    command += [f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+    return [*command, *extend_flag(extend)]
 
 
 def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
@@ -244,7 +395,7 @@ def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
     except ValueError as error:
         raise UserError(f"--since={args.since} is not a time: {error}") from None
     cells = read_cells(workdir, sweep)
-    run = in_subprocess(args.sweep, workdir)
+    run = in_subprocess(args.sweep, workdir, extend_flag(args.extend))
     with stop_signals() as should_stop:
         work(
             units(cells, read_plan(workdir)["ensembles"]),
@@ -296,6 +447,8 @@ def findings(sweep: Sweep, workdir: Path) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
+FINALISTS = "finalists"
+"""The folder of a search in which its finalists are a sweep."""
 USAGE = __doc__ or ""
 
 if __name__ == "__main__":

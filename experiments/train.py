@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 from absl import flags
@@ -43,18 +42,6 @@ from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
 from experiments import cli, shared_flags
 
-
-class Extend(flags.ArgumentParser):
-    """A flag that may have a value: `--extend`, `--extend=continue`, `--extend=restart`."""
-
-    def parse(self, argument: Any) -> bool | str:
-        """The value as `train` takes it."""
-        choices = {"true": True, "false": False, "continue": "continue", "restart": "restart"}
-        if str(argument).lower() not in choices:
-            raise ValueError("give --extend alone, or continue or restart")
-        return choices[str(argument).lower()]
-
-
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME by default", flag_values=FLAGS)
@@ -75,14 +62,7 @@ flags.DEFINE_string(
     "compilation_cache", None, "folder of compiled programs, for quick starts; by default "
     "JAX_COMPILATION_CACHE_DIR or ~/.cache/diffjax", flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_flag(
-    flags.Flag(
-        Extend(), None, "extend", False, "go on with this run though its config differs, as with "
-        "more steps: --extend, or --extend=continue or --extend=restart where the learning rate "
-        "depends on the number of steps", boolean=True,
-    ),
-    FLAGS,
-)  # fmt: skip
+shared_flags.define_extend(FLAGS)
 shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
 
@@ -316,10 +296,11 @@ Arguments after the colon, comma-separated:
             "derivative": choices.DERIVATIVES,
             **choices.TRAINING_AXES,
             "evaluators": choices.EVALUATORS,
+            "trackers": choices.TRACKERS,
         }
     )
 }
-Wrappers are joined by +, the innermost first, and so are evaluators.
+Wrappers are joined by +, the innermost first, and so are evaluators and trackers.
 Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""
 

@@ -1,4 +1,4 @@
-"""Every objective that makes digits from noise, one run each.
+"""Every denoiser that makes digits from noise, one run each.
 
     python -m experiments.sweep --sweep=configs/sweeps/digits_every_objective.py
 
@@ -10,15 +10,21 @@ docs/objectives.md.
 from diffjax.choices import OBJECTIVES
 from diffjax.sweeps.sweep import Sweep
 
-# They need pairs of images, and have configs of their own.
+# They need pairs of images, and have configs of their own. Objectives of few steps need other
+# solvers, and some of them a teacher.
 PAIRS = ("reflow", "translation", "bridge")
+NAMES = tuple(
+    name
+    for name, parts in OBJECTIVES.items()
+    if parts["loss"] in ("denoising", "interpolant") and name not in PAIRS
+)
 
 
 def get_sweep() -> Sweep:
     """Axes: objective."""
     return Sweep(
         "configs/digits.py",
-        {"objective": tuple(name for name in OBJECTIVES if name not in PAIRS)},
+        {"objective": NAMES},
         {
             "config.evaluation.solvers": ("ddim", "heun"),
             "config.evaluation.grids": ("uniform", "karras"),

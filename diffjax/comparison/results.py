@@ -177,6 +177,11 @@ def _run_folders(path: Path) -> list[Path]:
     return found
 
 
+def last_step(config: Any, run: Mapping[str, Any]) -> Any:
+    """The step at which a run ends: `num_steps`, or where it was stopped early."""
+    return (run.get("stopped_early") or {}).get("step", config.get("num_steps", 0))
+
+
 def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFiles:
     damage = []
 
@@ -189,7 +194,8 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
 
     saved, evaluation = content(CONFIG), content(EVALUATION)
     config = upgrade(saved) if saved else {}
-    step, end = evaluation.get("step", 0), config.get("num_steps", 0)
+    run = content(RUN)
+    step, end = evaluation.get("step", 0), last_step(config, run)
     if is_number(step) and is_number(end) and 0 < step < end:  # evaluated before the end
         damage.append(f"{folder / EVALUATION} is of step {step} of {end}: not compared")
         evaluation = {}
@@ -198,7 +204,7 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
         arm,
         folder,
         config=config,
-        run=content(RUN),
+        run=run,
         evaluation=evaluation,
         likelihood=content(LIKELIHOOD),
         probes=content(PROBES),

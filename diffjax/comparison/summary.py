@@ -62,9 +62,30 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
         "not use them"
     )
     rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
+    if search := files.sweep.get("search"):
+        rule += f". {_of_search(str(search.get('method')), len(rows))}"
+        rows = [_without_verdict(row) for row in rows] if search.get("tried") else rows
     several = any(row["noise"] is not None for row in rows)
     rule += "; noise is the standard deviation between noise seeds." if several else "."
     return {"rule": rule, "verdict_rows": rows}
+
+
+def _of_search(method: str, number: int) -> str:
+    """What a search does to the result of its best trial."""
+    text = (
+        f"The best of {number} trials of this search ({method}) was chosen by these numbers, "
+        "so its own is optimistic: finalists with fresh seeds are compared without that bias "
+        "(--finalists)"
+    )
+    if method == "random":
+        return text
+    return f"{text}. Later trials were chosen by the results of earlier ones: there is no verdict"
+
+
+def _without_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an adaptive search: tests between arms assume that results did not choose them."""
+    decided = row["mean"] is not None and not row["verdict"].startswith(("incomplete", "no value"))
+    return {**row, "verdict": "chosen adaptively: no verdict"} if decided else dict(row)
 
 
 def _whose_noise(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> str:

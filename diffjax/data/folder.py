@@ -158,7 +158,8 @@ def _facts(
         if listing.held_out
         else f"{len(test):,} drawn (test_fraction={fraction:g})"
     )
-    return {"classes": classes if of_each else "none", "testing": held_out}
+    passed_over = f" ({listing.passed_over})" if listing.passed_over else ""
+    return {"classes": (classes if of_each else "none") + passed_over, "testing": held_out}
 
 
 def note_on_size(root: Path, headers: Headers, image_size: int) -> tuple[str, ...]:

@@ -139,10 +139,13 @@ class Headers:
             "image_size": f"{image_size}: {why}",
         }
         kept = float(np.mean(self.shorter / self.sides.max(axis=1)))
-        if kept < 1:
-            whole = f"buckets={_STEP} keeps their shape" if not step else f"buckets={step}"
-            crop = f"the central square, {kept:.0%} of an image in the mean"
-            facts["shape"] = f"{crop}; {whole}" if not step else f"{whole}: near their own ratio"
+        if kept < 1 and step:
+            facts["shape"] = f"as nearly their own as buckets={step} has it; tests are of squares"
+        elif kept < 1:
+            facts["shape"] = (
+                f"the central square, {kept:.0%} of an image in the mean; buckets={_STEP} keeps "
+                "their shape"
+            )
         if self.num_transparent:
             facts["transparency"] = f"{self.num_transparent:,} of them: laid over {background}"
         if self.num_deep:

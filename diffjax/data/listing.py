@@ -36,6 +36,7 @@ class Listing:
         labels_from: where the labels are from, in words.
         num_train: how many are in the folder `train`; 0 where the folder does not tell them apart.
         held_out: the name of the folder of the others, such as `val`; "" where there is none.
+        passed_over: a table without the column of labels, in words; "" where there is none.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Listing:
     labels_from: str
     num_train: int = 0
     held_out: str = ""
+    passed_over: str = ""
 
 
 def list_images(root: Path, table: str = "", column: str = LABEL) -> Listing:
@@ -90,6 +92,7 @@ def list_images(root: Path, table: str = "", column: str = LABEL) -> Listing:
         tables[0].name if tables[0] else "subfolders" if names else "",
         len(listed[0]) if len(parts) > 1 else 0,
         parts[1] if len(parts) > 1 else "",
+        _passed_over(root, root / parts[0], column) if tables[0] is None else "",
     )
 
 
@@ -133,6 +136,26 @@ def _table(root: Path, folder: Path, given: str, column: str) -> Path | None:
             if (place / name).is_file() and column in _first_row(place / name):
                 return place / name
     return None
+
+
+def _passed_over(root: Path, folder: Path, column: str) -> str:
+    """The table that has no column of labels, in words.
+
+    Raises:
+        UserError: the column is not the usual one, so it was wanted.
+    """
+    places = [place / name for place in (folder, root) for name in _TABLES]
+    there = {place: list(_first_row(place)) for place in places if place.is_file()}
+    columns = [str(name) for names in there.values() for name in names]
+    if column != LABEL:
+        where = f"of {', '.join(map(str, there))}" if there else f"in {root}, without a table"
+        raise UserError(
+            f"data.label_column={column}: no such column {where}; "
+            + nearest(column, columns or [LABEL])
+        )
+    if not there:
+        return ""
+    return f"{next(iter(there)).name} has no column {LABEL}, but {', '.join(columns)}"
 
 
 def _first_row(table: Path) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from diffjax.loop.evaluations import Evaluations
 from diffjax.loop.loop import evaluate_once, page, prepared
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.recorder import Recorder
+from diffjax.loop.trackers.base import tracking
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import restart_step
@@ -145,7 +146,9 @@ def train_together(
         for setup, folder, command in zip(setups, folders, commands, strict=True):
             claim(folder, setup.config)
             checkpoints = stack.enter_context(closing(checkpoints_of(setup, folder)))
-            training = Training(setup, dataset, folder, checkpoints, should_stop, command=command)
+            trackers = stack.enter_context(tracking(setup.config, folder))
+            how = {"command": command, "trackers": trackers}
+            training = Training(setup, dataset, folder, checkpoints, should_stop, **how)
             members.append(Member(training))
         with watched(watchdog, folders[0], what="checkpoint"):
             _resume(members)

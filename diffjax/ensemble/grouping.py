@@ -218,6 +218,8 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         raise Apart(
             f"config.teacher={teacher}: members that learn from a frozen teacher train apart"
         )
+    if config.get("patience_evaluations"):
+        raise Apart("config.patience_evaluations: members that may end at any step train apart")
     nonfinite: NonFinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
 
     traits = numbers.parts({k: v[0] for k, v in numbers.values.items()}).objective.traits

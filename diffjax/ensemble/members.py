@@ -187,7 +187,7 @@ def member_step(members: Members) -> Callable:
             # Unwrapped, because the members have their own mesh.
             inspect.unwrap(setup.wired.apply),
             objective,
-            setup.by_width(optimizer),
+            setup.fitted(optimizer),
             num_steps=config.num_steps,
             averages=Averages.of(config),
             condition_dropout=dropout,

@@ -45,7 +45,7 @@ class Examples:
         Example:
             >>> images = np.zeros((5, 2, 2, 1))
             >>> Examples(images, None, np.array([1, 1, 0, 1, 0]), 5).shown(3).tolist()
-            [2, 0, 1]
+            [2, 0, 4]
             >>> Examples(images, None, None, 5).shown(2).tolist()
             [0, 2]
         """

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffjax.codecs import Identity
-from diffjax.conditions import Classes
+from diffjax.conditions import Classes, Condition
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
@@ -19,6 +19,7 @@ from diffjax.explain.lesson import Lesson, lesson
 from diffjax.explain.levels import NUM_LEVELS, Levels, at_levels, level_of, times_of_levels
 from diffjax.explain.network_parts import Part, network_parts
 from diffjax.explain.way_back import WayBack, way_back
+from diffjax.host.progress import progress
 from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run, load
 from diffjax.runs.measure import conditions_to_show, own_extractor
@@ -139,24 +140,28 @@ def gather(
             f"{run.workdir} makes images from images, and the page explains models that start from "
             "noise: use experiments.report"
         )
-    examples, kind = Examples.of(run, dataset), wired.condition
-    n = pictures_shown(dataset.picture_shape)
-    rows = examples.shown(n)
-    cond = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.condition)
-    clean, decoded = examples.images[rows], _decoder(model)
-    levels = at_levels(model, run.recipe.grid, clean, cond)
-    taught = lesson(lesson_of or run, dataset)
-    shown, _ = conditions_to_show(wired, lambda: dataset, n)
-    way = way_back(model, run.recipe, shown, num_steps, seed=0)
-    titles = kind.titles(shown)
-    found, why = _dial(run, model, dataset)
+    with progress("reading training pictures") as working:
+        examples, kind = Examples.of(run, dataset), wired.condition
+        n, decoded = pictures_shown(dataset.picture_shape), _decoder(model)
+        rows = examples.shown(n)
+        cond = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], examples.condition)
+        clean = examples.images[rows]
+        working.at(1, "guessing pictures at noise levels")
+        levels = at_levels(model, run.recipe.grid, clean, cond)
+        working.at(2, "taking one training step")
+        taught = lesson(lesson_of or run, dataset)
+        working.at(3, f"walking back in {num_steps:,} steps")
+        shown, _ = conditions_to_show(wired, lambda: dataset, n)
+        way = way_back(model, run.recipe, shown, num_steps, seed=0)
+        working.at(4, "drawing samples at guidance scales")
+        guided, why = _dial(run, model, dataset)
     return Facts(
         run=run,
         name=dataset.name,
         num_train=len(dataset.train),
         picture_shape=dataset.picture_shape,
         meaning=wired.objective.traits.meaning,
-        titles=kind.titles(cond),
+        titles=_titles(kind, cond),
         kind=kind.describe() if kind.can_be_dropped else "",
         clean=decoded(clean),
         levels=levels._replace(
@@ -164,19 +169,17 @@ def gather(
         ),
         lesson=_decoded_lesson(taught, n, wired.path, decoded),
         lesson_levels=level_of(taught.t[:n], times_of_levels(run.recipe.grid, wired.path)),
-        lesson_titles=kind.titles(jax.tree.map(lambda leaf: leaf[:n], taught.condition)),
+        lesson_titles=_titles(kind, jax.tree.map(lambda leaf: leaf[:n], taught.condition)),
         way=way._replace(
             x=decoded(_dimmed(way.x, *_scales(wired.path, way.t))),
             x0=decoded(way.x0),
             in_one=decoded(way.in_one),
         ),
-        way_titles=titles,
-        to_training=np.array(
-            [min(distance(x, image) for image in examples.images) for x in way.x0[-1]]
-        ),
+        way_titles=_titles(kind, shown),
+        to_training=_to_training(way.x0[-1], examples),
         means=_means(model, examples, way.in_one, kind),
-        dial=None if found is None else found[0],
-        dial_titles=None if found is None else found[1],
+        dial=None if guided is None else guided[0],
+        dial_titles=None if guided is None else guided[1],
         real_variety=_real_variety(examples, decoded),
         no_dial=why,
         parts=network_parts(wired),
@@ -229,6 +232,19 @@ def _decoder(model: Model) -> Callable[[np.ndarray], np.ndarray]:
     return decoded
 
 
+def _titles(kind: Condition, cond: Any) -> list[str] | None:
+    """A text for each example: its name, or the number of its class; "" where it is dropped.
+
+    Example:
+        >>> [_titles(kind, np.array([1, 2])) for kind in (Classes(2, ("cat", "dog")), Classes(2))]
+        [['dog', ''], ['1', '']]
+    """
+    titles = kind.titles(cond)
+    if titles is not None or not isinstance(kind, Classes):
+        return titles
+    return ["" if label == kind.num_classes else str(label) for label in np.asarray(cond)]
+
+
 def _scales(path: Any, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(path.alpha(np.float32(t))), np.asarray(path.sigma(np.float32(t)))
 
@@ -263,12 +279,17 @@ def _means(model: Model, examples: Examples, in_one: np.ndarray, kind: Any) -> M
     some = examples.images[own == labels[nearest[0]]][: len(in_one)]
     return Means(
         nearest=decoded(stacked[nearest]),
-        titles=None if examples.labels is None else kind.titles(labels[nearest]),
+        titles=None if examples.labels is None else _titles(kind, labels[nearest]),
         to_mean=float(np.min(between, axis=1).mean()),
         of_examples=float(np.mean(spread)),
         examples=decoded(some),
         num_examples=len(examples.images),
     )
+
+
+def _to_training(samples: np.ndarray, examples: Examples) -> np.ndarray:
+    """The distance of each sample to the nearest training picture, `[B]`."""
+    return np.array([min(distance(x, image) for image in examples.images) for x in samples])
 
 
 def _real_variety(examples: Examples, decoded: Any) -> float | None:
@@ -288,22 +309,22 @@ def _dial(
 ) -> tuple[tuple[Dial, list[str] | None] | None, str]:
     """The dial with the titles of its conditions, or None and the reason."""
     wired, kind = run.parts.wired, run.parts.wired.condition
+    number = min(_MOST_CONDITIONS, kind.num_classes if isinstance(kind, Classes) else 4)
     try:
         check_recipe(replace(run.recipe, guidance_scale=2.0), wired)
+        shown, _ = conditions_to_show(wired, lambda: dataset, number)
+        labels = np.asarray(shown) if isinstance(kind, Classes) else None
+        extractor = None if labels is None else _classifier(run, dataset)
+        found = dial(model, run.recipe, shown, labels=labels, extractor=extractor)
     except UserError as error:
         return None, str(error)
-    number = min(_MOST_CONDITIONS, kind.num_classes if isinstance(kind, Classes) else 4)
-    shown, _ = conditions_to_show(wired, lambda: dataset, number)
-    labels = np.asarray(shown) if isinstance(kind, Classes) else None
-    extractor = None if labels is None else _classifier(run, dataset)
-    found = dial(model, run.recipe, shown, labels=labels, extractor=extractor)
-    return (found, kind.titles(shown)), ""
+    return (found, _titles(kind, shown)), ""
 
 
 def _classifier(run: Run, dataset: DataSet) -> Extractor | None:
     """The extractor of the run, if it classifies its pictures."""
     try:
-        extractor = own_extractor(run.config)
+        extractor = own_extractor(run.config, dataset)
     except UserError:
         return None  # Its weights are not here.
     fits = extractor.image_shape in (None, dataset.picture_shape)

@@ -175,9 +175,9 @@ def _noised(objective: Objective, key: Any, batch: Any, log_snr: Any) -> tuple[A
 def _keeping_the_gradient(optimizer: Optimizer) -> Optimizer:
     """The optimizer with the last gradient beside its state."""
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, inner = optimizer.transform.update(gradient, state[0], params)
-        return updates, (inner, gradient)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changes, inner = optimizer.transform.update(updates, state[0], params)
+        return changes, (inner, updates)
 
     def init(params: Any) -> Any:
         return optimizer.transform.init(params), jax.tree.map(jnp.zeros_like, params)

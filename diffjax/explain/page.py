@@ -7,13 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import duration, number, percent, three_digits
+from diffjax.evaluation.tables import duration, number, three_digits
 from diffjax.explain.drawing import draw_network, plain
 from diffjax.explain.facts import Facts, gathered
 from diffjax.explain.levels import NUM_LEVELS
@@ -27,9 +28,11 @@ from diffjax.reports.pictures import image_grid
 
 PAGE = "explain.html"
 """The name of the page in the folder of a run."""
+MINUS = "\N{MINUS SIGN}"
 _LARGEST_PNG = 40  # pixels of the longer side; larger pictures are lossy, or noise takes megabytes
 _QUALITY = 80
 _GAP = 1 / 8  # between pictures, of their width
+_NEAR = 0.5  # of the distance of training pictures: pictures of one step are nearly their mean
 _ROWS = 4  # of samples of each condition on the dial
 
 KINDS = {
@@ -106,12 +109,12 @@ def page(facts: Facts) -> str:
     )
     environment.filters |= {
         "number": number,
-        "percent": percent,
+        "share": lambda x: f"{100 * x:.0f} %",
         "three": three_digits,
-        "two": lambda x: f"{x:.2f}".replace("-", "\u2212"),
-        "five": lambda x: f"{x:.5f}".replace("-", "\u2212"),
+        "two": lambda x: f"{x:.2f}".replace("-", MINUS),
+        "five": lambda x: f"{x:.5f}".replace("-", MINUS),
         "apart": apart,
-        "signed": lambda x: f"{x:+.2f}".replace("-", "\u2212"),
+        "signed": lambda x: f"{'+' if x >= 0 else MINUS} {abs(x):.2f}",
         "listed": listed,
         "row": row,
     }
@@ -135,6 +138,7 @@ def _content(facts: Facts) -> dict[str, Any]:
             "num_steps": config.num_steps,
             "batch_size": config.batch_size,
             "weights": config.weights,
+            "own_steps": run.recipe.num_steps,
             "num_params": run.parts.wired.num_params,
             "seconds": duration(record.get("train_seconds")),
             "device": record.get("device", ""),
@@ -219,7 +223,7 @@ def apart(before: float, after: float) -> tuple[str, str]:
         (('−0.0421611', '−0.0421605'), ('0.500000000', '0.500000000'))
     """
     for decimals in range(4, 10):
-        one, other = (f"{x:.{decimals}f}".replace("-", "−") for x in (before, after))
+        one, other = (f"{x:.{decimals}f}".replace("-", MINUS) for x in (before, after))
         if one != other and abs(before - after) > 2 * 10.0**-decimals:
             break
     return one, other
@@ -243,7 +247,7 @@ def _levels(facts: Facts) -> list[dict[str, Any]]:
 
 def _lesson(facts: Facts) -> dict[str, Any]:
     found, n = facts.lesson, len(facts.lesson_levels)
-    path, t = facts.run.parts.wired.path, np.float32(found.t[0])
+    path, t = facts.run.parts.wired.path, jnp.float32(found.t[0])
     return {
         "number": found.step,
         "clean": row(found.clean),
@@ -290,7 +294,9 @@ def _means(facts: Facts) -> dict[str, Any]:
     if found.titles is not None and facts.way_titles is not None:
         pairs = zip(found.titles, facts.way_titles, strict=True)
         right = sum(one == other for one, other in pairs)
+    few = facts.meaning is not Meaning.POSTERIOR_MEAN
     return {
+        "blurs": not few and found.to_mean < _NEAR * found.of_examples,
         "nearest": row(found.nearest),
         "examples": row(found.examples),
         "right": right,

@@ -80,7 +80,7 @@ def way_back(model: Model, recipe: Recipe, condition: Any, num_steps: int, seed:
             raise UserError("the way back needs a solver whose last step is the prediction")
         marks = np.rint(np.linspace(0, last, FRAMES)).astype(np.int32)
         longest = padded(jnp.zeros(num_steps + 1)).shape[0]
-        filled = np.pad(times, (0, longest - len(times)))
+        filled = jnp.pad(times, (0, longest - len(times)))
         return marks, times[marks], model.walk(Partial(_frames, marks), own, request, filled)
 
     marks, t, (x, x0) = walked(num_steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from diffjax.data import DataSet
@@ -57,7 +58,8 @@ def initial_weights(parts: Parts, workdir: Path) -> Initial | None:
 
 
 def _find(named: str, parts: Parts) -> Initial:
-    return find_initial_weights(named, parts.abstract.weights(LIVE), denoiser=parts.denoiser)
+    like, own_names = parts.abstract.weights(LIVE), parts.wired.own_names
+    return find_initial_weights(named, like, denoiser=parts.denoiser, own_names=own_names)
 
 
 def restore_or_init(
@@ -101,7 +103,13 @@ def restore_or_init(
 
 
 def _with_missing(params: Any, setup: Setup) -> Any:
-    """Weights with fresh parameters where they have none: LoRA, the projector of REPA."""
+    """Weights with fresh parameters where they have none: LoRA, the projector of REPA.
+
+    Copies of the network that an objective trains are copies of the weights.
+    """
+    copies = [name for name in setup.wired.objective.traits.copies if name not in params]
+    network = {name: x for name, x in params.items() if name not in setup.wired.own_names}
+    params = {**params, **{name: jax.tree.map(jnp.copy, network) for name in copies}}
     like, there = by_path(setup.parts.abstract.weights(LIVE)), by_path(params)
     missing = like.keys() - there.keys()
     if not missing:

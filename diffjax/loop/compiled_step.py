@@ -22,7 +22,7 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
     return make_train_step(
         setup.wired.apply,
         setup.wired.objective,
-        setup.by_width(optimizer or setup.optimizer),
+        setup.fitted(optimizer or setup.optimizer),
         num_steps=setup.config.num_steps,
         averages=Averages.of(setup.config),
         condition_dropout=setup.wired.condition_dropout,

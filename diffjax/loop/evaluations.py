@@ -49,6 +49,11 @@ def check_evaluators(parts: Parts, dataset: DataSet) -> None:
                 raise UserError(f"config.evaluators.{name}: {error}") from None
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
     best_by = parts.config.best_by
+    if parts.config.patience_evaluations and not best_by:
+        raise UserError(
+            "config.patience_evaluations ends training where config.best_by becomes no better: "
+            "set that too, as in --config.best_by=samples/frechet_distance"
+        )
     if best_by and best_by not in known:
         hint = (
             nearest(best_by, known)
@@ -56,6 +61,24 @@ def check_evaluators(parts: Parts, dataset: DataSet) -> None:
             else "this run has no evaluators: try evaluators=samples"
         )
         raise UserError(f"config.best_by: no evaluator returns {best_by!r}; {hint}")
+
+
+def evaluations_since_best(values: Sequence[float], sign: float = 1.0) -> int:
+    """How many values in a row, at the end, were no better than one before them.
+
+    Args:
+        values: in their order; what is not finite is not better.
+        sign: 1 where lower is better, -1 where higher is.
+
+    Example:
+        >>> evaluations_since_best([5.0, 3.0, 4.0, 3.0]), evaluations_since_best([5.0, 3.0], -1.0)
+        (2, 1)
+    """
+    best, last = math.inf, -1
+    for place, value in enumerate(values):
+        if math.isfinite(value) and sign * value < best:
+            best, last = sign * value, place
+    return len(values) - 1 - last
 
 
 def best_at_checkpoints(steps: Sequence[int], every_steps: int) -> set[int]:
@@ -95,6 +118,7 @@ class Evaluations:
         self._config = training.setup.config
         self._values: dict[int, dict[str, float]] = {}
         self._best: Checkpoints | None = None
+        self._sign = 1.0
         if training.evaluators:
             for record in read_metrics(training.workdir / workdirs.METRICS):
                 values = {key: value for key, value in record.items() if key.startswith("eval/")}
@@ -178,6 +202,16 @@ class Evaluations:
             self._values.setdefault(step, {}).update(lines)
             writer.write(step, lines)
             self._record_best()
+
+    def out_of_patience(self) -> bool:
+        """Whether the last `config.patience_evaluations` values of `config.best_by` were no better.
+
+        It depends on the values alone, so a run that stopped and resumes ends at the same step.
+        """
+        patience, key = self._config.patience_evaluations, f"eval/{self._best_by}"
+        values = [self._values[step].get(key) for step in sorted(self._values)]
+        known = [float(value) for value in values if value is not None]
+        return bool(patience) and evaluations_since_best(known, self._sign) >= patience
 
     def close(self) -> None:
         """Waits until the best state is stored."""

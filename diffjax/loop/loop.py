@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import Begin, initial_weights, restore_or_init
+from diffjax.loop.callbacks import Callback, check_callbacks
 from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.loop.device_batches import device_batches
 from diffjax.loop.evaluations import Evaluations, check_evaluators
@@ -28,9 +30,10 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.recorder import Recorder, open_writers
 from diffjax.loop.rollback import Rollbacks, roll_back
+from diffjax.loop.trackers.base import Onwards, trackers_of, tracking
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs import workdirs
-from diffjax.runs.checks import check_config, check_expected, check_pairs
+from diffjax.runs.checks import check_buckets, check_config, check_expected, check_pairs
 from diffjax.runs.extension import planned, restart_step, scheduled
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
@@ -50,6 +53,7 @@ def train(
     extend: bool | str = False,
     watchdog: Watchdog = Watchdog(),
     profile: Profile = Profile(),
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Trains the model of a config, evaluates it, and writes the run's page.
 
@@ -67,6 +71,9 @@ def train(
         watchdog: after how long without a step the run counts as hanging; the process then ends
             with status 75.
         profile: which steps leave a trace in the folder's `profile`.
+        callbacks: functions `(step, run, numbers)`, called with each line of `metrics.jsonl`, for
+            one's own logging, metrics and pictures (docs/training.md). `run` has the state of that
+            step; numbers that one returns are a line too.
 
     Returns:
         The path of `report.html`.
@@ -81,6 +88,7 @@ def train(
     check_arguments(
         train, config=config, workdir=workdir, command=command, watchdog=watchdog, profile=profile
     )
+    check_callbacks(callbacks)
     workdir = Path(workdir)
 
     # All checks come before the first write.
@@ -102,10 +110,12 @@ def train(
         _LOG.info("attention: %s", setup.parts.attention or "the network's own")
         for note in dataset.notes:
             _LOG.warning("%s", note)
-        with closing(checkpoints_of(setup, workdir)) as checkpoints:
-            training = Training(
-                setup, dataset, workdir, checkpoints, should_stop, watchdog, profile, command
-            )
+        with (
+            closing(checkpoints_of(setup, workdir)) as checkpoints,
+            tracking(config, workdir) as trackers,
+        ):
+            how = (should_stop, watchdog, profile, command, trackers, callbacks)
+            training = Training(setup, dataset, workdir, checkpoints, *how)
             in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
             train_and_evaluate(training, Begin(initial, extension))
         return page(workdir) if is_first() else workdir / workdirs.REPORT
@@ -128,8 +138,10 @@ def prepared(config: ConfigDict, dataset: DataSet | None = None) -> tuple[Setup,
     check_expected(config, data)
     setup = set_up(config, data.image_shape, data.condition, codec=data.codec)
     check_pairs(setup.parts, data)
+    check_buckets(setup.parts, data)
     check_evaluation(setup.parts, data)
     check_evaluators(setup.parts, data)
+    trackers_of(config)
     find_teacher(setup.parts)
     return setup, data
 
@@ -175,7 +187,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
 
     _, step_key = jax.random.split(jax.random.key(config.seed))
     with watched(watchdog, workdir) as begun:
-        while start["step"] < config.num_steps:
+        while start["step"] < config.num_steps and not _ends_early(training, start["step"]):
             rollbacks = Rollbacks.read(workdir)
             try:
                 with ExitStack() as stack:
@@ -217,6 +229,10 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                         if evaluations.due(step - 1):
                             with recorder.aside(state):
                                 evaluations.make(state, recorder.writer, begun)
+                            recorder.call_back(step - 1, state)
+                            if evaluations.out_of_patience():
+                                recorder.save(state)
+                                break
                         try:
                             batch = next(batches)
                         except UserError:
@@ -227,6 +243,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                         state, metrics = train_step(state, rollbacks.key(step_key, step), batch)
                         stop = training.should_stop() and step < config.num_steps
                         recorder.add(step, metrics)
+                        recorder.call_back(step, state)
                         if recorder.due(step, stop):
                             recorder.keep(step, state, stop)
                         if stop:
@@ -242,6 +259,12 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
             restart = restart_step(workdir)
             state, start = restore_or_init(setup, checkpoints, dataset, restart=restart)
 
+    if (last := int(state.step)) < config.num_steps:
+        _LOG.info(
+            "stopped early, at step %d of %d: %s was no better in %d evaluations",
+            *(last, config.num_steps, config.best_by, config.patience_evaluations),
+        )
+        workdirs.record(workdir, stopped_early={"step": last, "num_steps": config.num_steps})
     with watched(watchdog, workdir, what="checkpoint"):
         checkpoints.wait()  # Only a state that is on disk is evaluated.
     with watched(watchdog, workdir, what="batch of the evaluation") as begun:
@@ -249,18 +272,43 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
     return state
 
 
+def _ends_early(training: Training, step: int) -> bool:
+    """Whether a run that resumes at a step has ended there, by `config.patience_evaluations`."""
+    if not training.setup.config.patience_evaluations:
+        return False
+    with closing(Evaluations(training, step)) as evaluations:
+        return evaluations.out_of_patience()
+
+
 def evaluate_once(training: Training, state: TrainState, begun: Any = lambda batch: None) -> None:
     """Measures the last step by evaluators and evaluation, unless that was done before."""
-    workdir, last = training.workdir, training.setup.config.num_steps
+    workdir, last = training.workdir, int(state.step)
     with closing(Evaluations(training, last)) as evaluations:
         if evaluations.due(last):
-            files = [*open_writers(workdir, last), *([ProgressBar(last, last)] * is_first())]
-            with closing(join(files)) as writer:
+            bar = [ProgressBar(last, last)] if is_first() else []
+            writers = [*open_writers(workdir, last), *bar, Onwards(training.trackers)]
+            with closing(join(writers)) as writer:
                 evaluations.make(state, writer, begun)
     # `experiments.evaluate`, run while this trains, may have evaluated an earlier step.
     if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:
         run = Run(training.setup.parts, state, workdir)
-        measure(run, training.dataset, should_stop=training.should_stop, begun=begun)
+        found = measure(run, training.dataset, should_stop=training.should_stop, begun=begun)
+        Onwards(training.trackers).write(last, numbers_of(found))
+
+
+def numbers_of(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
+    """The metrics of an evaluation by name, without their provenance.
+
+    Example:
+        >>> numbers_of({"step": 9, "accuracy": 0.5, "recall": {"value": 0.25}, "cmmd": None})
+        {'evaluation/accuracy': 0.5, 'evaluation/recall': 0.25}
+    """
+    found = {}
+    for name, each in (evaluation or {}).items():
+        value = each if name == "accuracy" else isinstance(each, Mapping) and each.get("value")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"evaluation/{name}"] = float(value)
+    return found
 
 
 def page(workdir: Path) -> Path:

@@ -13,8 +13,10 @@ from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted, stop_at_once
 from diffjax.host.processes import is_first
 from diffjax.host.progress import progress, repeated
+from diffjax.loop.callbacks import Callbacks
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
-from diffjax.loop.pending_metrics import MetricsWindow
+from diffjax.loop.pending_metrics import MetricsWindow, NonFiniteLoss
+from diffjax.loop.trackers.base import Onwards
 from diffjax.loop.training import Training
 from diffjax.reports.pictures import (
     captions,
@@ -55,7 +57,9 @@ class Recorder:
         self._workdir = workdir
         writers = open_writers(workdir, start["step"])
         shown = ProgressBar(config.num_steps, start["step"]) if bar and is_first() else None
-        self.writer = join([*writers, *([shown] if shown else [])])
+        self._training, self._callbacks = training, Callbacks(training.callbacks)
+        self._further = join([*writers, Onwards(training.trackers)])
+        self.writer = join([self._further, *([shown] if shown else []), self._callbacks])
         skip_in_a_row = setup.nonfinite.skip_in_a_row
         # Lines of steps that will be repeated are dropped here, as in the metrics.
         kept = skip_in_a_row and is_first()
@@ -101,6 +105,29 @@ class Recorder:
         self._window.add(metrics)
         if self._every(self._config.log_every_steps, step):
             self._window.close()
+            if self._callbacks:
+                self._window.flush()
+
+    def call_back(self, step: int, state: TrainState) -> None:
+        """Calls the user's functions if a step has lines; if one fails, the state is saved before.
+
+        Raises:
+            NonFiniteLoss: as `save`.
+        """
+        if not self._callbacks.due(step):
+            return
+        stopped = (
+            f"stopped in a callback of step {step} of {self._config.num_steps} and saved in "
+            f"{self._workdir}; the same command goes on from there"
+        )
+        run = Run(self._training.setup.parts, state, self._workdir)
+        try:
+            with self.aside(state), stop_at_once(stopped), progress(f"callbacks of step {step}"):
+                self._callbacks.call(step, run, self._further)
+        except Exception as error:
+            if not isinstance(error, NonFiniteLoss):
+                self.save(state)
+            raise
 
     def due(self, step: int, stop: bool) -> bool:
         """Whether `keep` has anything to do after this step."""
@@ -164,6 +191,8 @@ class Recorder:
         what = f"drawing the pictures of step {step}"
         with self.aside(state), stop_at_once(stopped), progress(what):
             self._draw_grid(state)
+        for tracker in self._training.trackers:
+            tracker.picture(step, picture_of(self._workdir, step))
 
     def _save_snapshot(self, snapshots: Checkpoints, state: TrainState) -> None:
         """Starts to store the averages from which others are reconstructed (`runs.averages`).

@@ -1,7 +1,7 @@
 """The parts, data, folder and settings of one training, in one value."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 
 from diffjax.data import DataSet
 from diffjax.host.watchdog import Watchdog
+from diffjax.loop.callbacks import Callback
 from diffjax.loop.profile import Profile
+from diffjax.loop.trackers.base import Tracking
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.evaluators import Evaluator, evaluators_of
 from diffjax.runs.setup import Setup
@@ -29,6 +31,8 @@ class Training:
         watchdog: after how long without a step the run counts as hanging.
         profile: which steps leave a trace.
         command: the command that repeats the run, for its page.
+        trackers: receive its numbers and pictures besides its folder.
+        callbacks: functions of the user's, called with each line of its metrics.
     """
 
     setup: Setup
@@ -39,6 +43,8 @@ class Training:
     watchdog: Watchdog = Watchdog()
     profile: Profile = Profile()
     command: str = ""
+    trackers: Sequence[Tracking] = ()
+    callbacks: Sequence[Callback] = ()
 
     @cached_property
     def evaluators(self) -> dict[str, Evaluator]:

@@ -68,6 +68,10 @@ class Traits:
         has_teacher: whether the loss depends on the weights of `config.teacher`.
         distils: whether these have to be another run's, of a denoiser with the same path and
             preconditioning.
+        copies: names of further networks that the objective trains beside the network: copies of
+            its parameters to begin with, under these names in the same tree.
+        network_every: steps from one update of the network to the next; what the objective trains
+            beside it is updated in each.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         features: rows, columns and numbers of what a batch holds as `features` beside each image;
             None for nothing.
@@ -86,11 +90,28 @@ class Traits:
     learned_variance: bool = False
     has_teacher: bool = False
     distils: bool = False
+    copies: tuple[str, ...] = ()
+    network_every: int = 1
     forward_mode: bool = False
     features: tuple[int, int, int] | None = None
     hidden_depth: int = 0
     meaning: Meaning = Meaning.POSTERIOR_MEAN
     solver: str = "heun"
+
+
+def own_params(
+    objective: "Objective", key: OneKey, network: Any, hidden_size: int = 1
+) -> dict[str, Any]:
+    """What an objective trains beside a network, by name: its own parameters, and copies.
+
+    Args:
+        objective: any.
+        key: of the draw.
+        network: the parameters of the network, of which `Traits.copies` are copies.
+        hidden_size: the width of its tokens.
+    """
+    copies = dict.fromkeys(objective.traits.copies, network)
+    return {**objective.init_params(key, hidden_size), **copies}
 
 
 def hidden_of(output: Samples, traits: Traits) -> Array:

@@ -284,9 +284,12 @@ class Consistency(Noising):
         time_key, key = jax.random.split(key)
         drawn = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         ends = jnp.stack([jnp.asarray(self.path.t_min), jnp.asarray(self.path.t_noise)])
-        lowest, highest = _sigma(self.path, ends)
-        sigma, earlier = self.pairs(_sigma(self.path, drawn), lowest, highest, progress.fraction)
-        t, t_to = _time(self.path, sigma), _time(self.path, jnp.maximum(earlier, lowest))
+        lowest, highest = level_of(self.path, ends)
+        sigma, earlier = self.pairs(level_of(self.path, drawn), lowest, highest, progress.fraction)
+        t, t_to = (
+            time_of_level(self.path, sigma),
+            time_of_level(self.path, jnp.maximum(earlier, lowest)),
+        )
         noised = self.noised(t, key, batch)
 
         def end(params: Any, x: Array, t: Array) -> Array:
@@ -316,11 +319,11 @@ class Consistency(Noising):
         return denoiser(evaluate, params, self.path, self.precond_for(noised.source))
 
 
-def _sigma(path: Path, t: AnyShape) -> AnyShape:
+def level_of(path: Path, t: AnyShape) -> AnyShape:
     """Noise to signal, `σ = s/a`, of the shape of `t`; at most e^7.5, where none is left."""
     return jnp.exp(-0.5 * jnp.maximum(log_snr(path, t), -15.0))
 
 
-def _time(path: Path, sigma: AnyShape) -> AnyShape:
+def time_of_level(path: Path, sigma: AnyShape) -> AnyShape:
     """The time of a noise level, of the shape of `sigma`."""
     return time_of_log_snr(path, -2.0 * jnp.log(sigma))

@@ -16,9 +16,9 @@ from diffjax.kinds import AtLeastOne, NotNegative, Positive, Probability, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised, Noising, pixel_mean
 from diffjax.objectives.derivatives import EXACT, Derivative
-from diffjax.process.paths import Scalar
-from diffjax.process.precond import Apply, Meaning, interval_inputs
-from diffjax.process.targets import Velocity, encode
+from diffjax.process.paths import Linear, Path, Scalar, coeffs
+from diffjax.process.precond import Apply, Meaning, Precond, interval_inputs
+from diffjax.process.targets import Clean, Velocity, decode, determinant, encode
 from diffjax.shapes import OneKey, OneNumber, PerSample, Samples
 
 Average = Callable[[Samples, PerSample, PerSample], Samples]
@@ -27,20 +27,83 @@ Average = Callable[[Samples, PerSample, PerSample], Samples]
 
 @register_dataclass
 @dataclass(frozen=True)
-class FlowMap(Noising):
-    """Images at a time t and an earlier time r, for losses of the average velocity u(x_t, t, r).
+class AverageVelocity(Noising):
+    """Images at random times, for losses of the average velocity u(x_t, t, r) from t to r ≤ t.
 
-    Where `r = t` the average velocity is the velocity, and the loss that of flow matching.
+    The network predicts u, or with `target=clean` the x0 of
 
-    Attributes, beside those of `Noising`, whose target must be the velocity:
-        between: the share of examples with `r < t`.
+        u = (x_t - x0)/t
+
+    on the straight path, where that is an image without the network's own noise. Losses are those
+    of u; `weight` is in the target's own space, as in every objective, so with `target=clean` the
+    weight 1/t² is 1 on velocities. Lu et al. 2026 (arXiv:2601.22158).
+
+    Where `r = t` the average velocity is the velocity. The attributes are those of `Noising`.
     """
-
-    between: Probability[Scalar] = 0.25
 
     @property
     def traits(self) -> Traits:
         return replace(super().traits, meaning=Meaning.AVERAGE_VELOCITY, solver="flow_map")
+
+    def average(self, apply: Apply, params: Any, noised: Noised) -> Average:
+        """The network's average velocity, in training mode."""
+        precond = self.precond_for(noised.source)
+
+        def average(x: Samples, t: PerSample, t_to: PerSample) -> Samples:
+            inputs = interval_inputs(self.path, precond, x, t, t_to)
+            output = apply(params, *inputs, noised.cond, key=noised.key)
+            return average_of(self.path, precond, output, x, t)
+
+        return average
+
+    def velocity_of(self, noised: Noised) -> Samples:
+        """The conditional velocity of each example, `[B, …]`."""
+        return encode(Velocity()(noised.c), noised.pair)
+
+    def squares(self, noised: Noised, difference: Samples) -> Samples:
+        """The weighted square of a difference of velocities, `[B, …]`."""
+        squares = self.weight(noised.c, noised.k) * jnp.square(difference)
+        if isinstance(self.precond.target, Velocity):
+            return squares
+        ratio = determinant(noised.c, noised.k) / determinant(noised.c, Velocity()(noised.c))
+        return jnp.square(ratio) * squares
+
+    def check_target(self, loss: str) -> None:
+        """Refuses targets of which no average velocity is known.
+
+        Raises:
+            UserError: the target is neither the velocity nor x0 on a straight path.
+        """
+        target = type(self.precond.target).__name__
+        if not isinstance(self.precond.target, (Velocity, Clean)):
+            raise UserError(f"{loss} learns average velocities, not {target}: take target=velocity")
+        if target == "Clean" and not isinstance(self.path, Linear):
+            raise UserError(
+                f"{loss} with target=clean needs the straight path, not "
+                f"{type(self.path).__name__}: take path=linear or target=velocity"
+            )
+
+
+def average_of(path: Path, precond: Precond, output: Samples, x: Samples, t: PerSample) -> Samples:
+    """The average velocity from `x[B, …]` at `t[B]` that a network's output means."""
+    if isinstance(precond.target, Velocity):
+        return output
+    c = coeffs(path, t, x.ndim)
+    return encode(Velocity()(c), decode(c, precond.target(c), output, x))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class FlowMap(AverageVelocity):
+    """Both times are drawn from `times` and put in order; some examples have `r = t`.
+
+    There the loss is that of flow matching.
+
+    Attributes, beside those of `Noising`, whose target must be the velocity or x0:
+        between: the share of examples with `r < t`.
+    """
+
+    between: Probability[Scalar] = 0.25
 
     def intervals(self, key: OneKey, n: int) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
         """Both times, `[n]` each: the later of two times, and for a share of them the other."""
@@ -53,28 +116,6 @@ class FlowMap(Noising):
         between = jax.random.bernoulli(chosen, self.between, (n,))
         return t, jnp.where(between, jnp.minimum(one, other), t)
 
-    def average(self, apply: Apply, params: Any, noised: Noised) -> Average:
-        """The network's average velocity, in training mode."""
-        precond = self.precond_for(noised.source)
-
-        def average(x: Samples, t: PerSample, t_to: PerSample) -> Samples:
-            inputs = interval_inputs(self.path, precond, x, t, t_to)
-            return apply(params, *inputs, noised.cond, key=noised.key)
-
-        return average
-
-    def check_target(self, loss: str) -> None:
-        """Refuses targets that are no velocity.
-
-        Raises:
-            UserError: the target is another one.
-        """
-        if not isinstance(self.precond.target, Velocity):
-            raise UserError(
-                f"{loss} learns average velocities, not {type(self.precond.target).__name__}: "
-                "take target=velocity"
-            )
-
 
 def span_of(t: PerSample, t_to: PerSample, like: Samples) -> Array:
     """`t - t_to`, `[B, 1, …]`."""
@@ -84,6 +125,46 @@ def span_of(t: PerSample, t_to: PerSample, like: Samples) -> Array:
 def adaptive(distance: PerSample, power: Scalar, floor: Scalar) -> PerSample:
     """`distance/(distance + floor)^power`, with a constant denominator."""
     return distance / jax.lax.stop_gradient(distance + floor) ** power
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class GuidedFlowMap(FlowMap):
+    """A flow map whose velocity v can be guided in training, so that one evaluation is guided.
+
+    v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`, the last two by
+    the network itself, at times below `guided_below`: u then is the average velocity of a flow
+    guided with the scale `omega/(1 - kappa)`. Conditions have to be dropped in training. (The
+    authors' code gives examples whose condition is dropped the plain v; here they have the same
+    mean.) Geng et al. 2025 (arXiv:2505.13447), equation 21.
+
+    Attributes, beside those of `FlowMap`:
+        omega: the share of the data's velocity in the guided one; 1 without guidance.
+        kappa: share of the network's velocity with the condition.
+        guided_below: largest time at which there is guidance.
+    """
+
+    omega: Positive[float] = field(default=1.0, metadata={"static": True})
+    kappa: Annotated[float, Range("[0, 1)")] = field(default=0.0, metadata={"static": True})
+    guided_below: NotNegative[Scalar] = 1.0
+
+    def guided(self, apply: Apply, params: Any, noised: Noised, t: PerSample) -> Samples:
+        """The conditional velocity of each example, `[B, …]`, with guidance where it is on."""
+        velocity = self.velocity_of(noised)
+        if self.omega == 1.0 and not self.kappa:
+            return velocity
+        precond = self.precond_for(noised.source)
+        inputs = interval_inputs(self.path, precond, noised.x_t, t, t)
+
+        def own(cond: Any) -> Samples:
+            output = apply(params, *inputs, cond)
+            return average_of(self.path, precond, output, noised.x_t, t)
+
+        guided = self.omega * velocity + (1.0 - self.omega - self.kappa) * own(None)
+        if self.kappa:
+            guided = guided + self.kappa * own(noised.cond)
+        below = jnp.reshape(t <= self.guided_below, (-1,) + (1,) * (velocity.ndim - 1))
+        return jax.lax.stop_gradient(jnp.where(below, guided, velocity))
 
 
 @register_dataclass
@@ -128,7 +209,7 @@ class Shortcut(FlowMap):
         first = math.ceil(self.between * n)
         t, t_to = self.steps(time_key, n, first)
         noised = self.noised(t, key, batch)
-        target = encode(noised.k, noised.pair)
+        target = self.velocity_of(noised)
         if first:
             head = jax.tree.map(lambda x: x[:first], (noised.x_t, noised.cond, noised.source))
             x, cond, source = head
@@ -136,8 +217,7 @@ class Shortcut(FlowMap):
             two = self.two_steps(own, x, t[:first], t_to[:first])
             target = jnp.concatenate([jax.lax.stop_gradient(two), target[first:]])
         u = self.average(apply, params, noised)(noised.x_t, t, t_to)
-        squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
-        return pixel_mean(squares), self.metrics(noised, t_to)
+        return pixel_mean(self.squares(noised, u - target)), self.metrics(noised, t_to)
 
     def steps(self, key: OneKey, n: int, first: int) -> tuple[PerSample, PerSample]:
         """Times `[n]`, and the ends of the steps from them; equal but for the first ones."""
@@ -209,15 +289,36 @@ class AlphaFlow(FlowMap):
         t, t_to = self.intervals(time_key, len(batch["image"]))
         noised = self.noised(t, key, batch)
         average = self.average(apply, params, noised)
-        velocity = encode(noised.k, noised.pair)
+        velocity = self.velocity_of(noised)
         alpha = self.alpha(progress.fraction)
-        middle = t - alpha * (t - t_to)
-        there = noised.x_t - span_of(t, middle, velocity) * velocity
-        later = jax.lax.stop_gradient(average(there, middle, t_to))
-        difference = average(noised.x_t, t, t_to) - (alpha * velocity + (1.0 - alpha) * later)
-        squares = self.weight(noised.c, noised.k) * jnp.square(difference / alpha)
+        difference = finite_difference(average, noised.x_t, (t, t_to), velocity, alpha)
+        squares = self.squares(noised, difference)
         distance = jnp.sum(squares, axis=tuple(range(1, velocity.ndim)))
         return alpha * adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)
+
+
+def finite_difference(
+    average: Average,
+    x: Samples,
+    times: tuple[PerSample, PerSample],
+    velocity: Samples,
+    alpha: Array,
+) -> Samples:
+    """`(u - α·v - (1 - α)·sg u(x_s, s, r))/α`, `[B, …]`, of MeanFlow's identity with a step of α.
+
+    Args:
+        average: u.
+        x: the images at time t, `[B, …]`.
+        times: t and r, `[B]` each.
+        velocity: v, `[B, …]`.
+        alpha: `[]` or `[B]`.
+    """
+    t, t_to = times
+    middle = t - alpha * (t - t_to)
+    there = x - span_of(t, middle, velocity) * velocity
+    later = jax.lax.stop_gradient(average(there, middle, t_to))
+    share = jnp.reshape(alpha, (-1,) + (1,) * (x.ndim - 1)) if jnp.ndim(alpha) else alpha
+    return (average(x, t, t_to) - (share * velocity + (1.0 - share) * later)) / share
 
 
 class Learned(NamedTuple):
@@ -244,6 +345,23 @@ class Rule(Protocol):
         ...
 
 
+def moving_end(
+    average: Average, x: Samples, times: tuple[PerSample, PerSample], derivative: Derivative
+) -> tuple[Samples, Samples]:
+    """The end of a step, `X = x - (t - r)·u`, and its derivative `∂X/∂r`.
+
+    Args:
+        average: u.
+        x: the images at time t, `[B, …]`.
+        times: t and r, `[B]` each.
+        derivative: how ∂u/∂r is computed.
+    """
+    t, t_to = times
+    u, change = derivative(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
+    span = span_of(t, t_to, x)
+    return x - span * u, u - span * change
+
+
 @register_dataclass
 @dataclass(frozen=True)
 class Lagrangian:
@@ -266,10 +384,8 @@ class Lagrangian:
         self, average: Average, x: Samples, t: PerSample, t_to: PerSample, key: OneKey
     ) -> Learned:
         del key
-        u, change = self.derivative(lambda r: average(x, t, r), (t_to,), (jnp.ones_like(t_to),))
-        span = span_of(t, t_to, x)
-        end = jax.lax.stop_gradient(x - span * u)
-        return Learned(u - span * change, average(end, t_to, t_to))
+        end, motion = moving_end(average, x, (t, t_to), self.derivative)
+        return Learned(motion, average(jax.lax.stop_gradient(end), t_to, t_to))
 
 
 @register_dataclass
@@ -359,6 +475,6 @@ class SelfDistilled(FlowMap):
         average = self.average(apply, params, noised)
         value, target = self.rule(average, noised.x_t, t, t_to, rule_key)
         same = span_of(t, t_to, value) == 0.0
-        target = jnp.where(same, encode(noised.k, noised.pair), target)
-        squares = jnp.square(value - jax.lax.stop_gradient(target))
-        return pixel_mean(self.weight(noised.c, noised.k) * squares), self.metrics(noised, t_to)
+        target = jnp.where(same, self.velocity_of(noised), target)
+        squares = self.squares(noised, value - jax.lax.stop_gradient(target))
+        return pixel_mean(squares), self.metrics(noised, t_to)

@@ -17,7 +17,7 @@ from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.bisection import bisect
 from diffjax.process.paths import Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Meaning, Precond, Predict
-from diffjax.process.targets import encode
+from diffjax.process.targets import Velocity, chord, decode, encode
 
 # Directions in which the prediction is changed. Each is a function of the best prediction and the
 # noisy image, both scaled to unit size, and of log-SNR. The gradient of the loss is computed along
@@ -331,6 +331,9 @@ class _Network:
         else:
             t_to = self._time_of(noise_label[:, 0] - noise_label[:, 1])
             truth = self.data.average_velocity(self.path, x_t, t, t_to)
+            if not isinstance(self.precond.target, Velocity):
+                straight = decode(c, chord(self.path, t, t_to, x.ndim), truth, x_t)
+                truth = encode(k, straight)
         size = jnp.sqrt(k.k_x**2 * self.mean_square + k.k_e**2)
         image = x_t / jnp.sqrt(c.a**2 * self.mean_square + c.s**2)
         log_snr = jnp.clip(log_snr_of(c), -20.0, 20.0)

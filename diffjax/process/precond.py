@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
-from diffjax.process.targets import Target, chord, decode
+from diffjax.process.targets import Target, Velocity, chord, decode
 from diffjax.shapes import Intervals, PerSample, Samples
 
 
@@ -222,7 +222,11 @@ def flow_map_predictor(apply: Apply, params: Any, path: Path, precond: Precond) 
         start = time_of(t)
         end = start if t.ndim == 1 else t[:, 1]
         output = apply(params, *interval_inputs(path, precond, x, start, end), cond)
-        return decode(coeffs(path, start, x.ndim), chord(path, start, end, x.ndim), output, x)
+        c = coeffs(path, start, x.ndim)
+        if isinstance(precond.target, Velocity):
+            return decode(c, chord(path, start, end, x.ndim), output, x)
+        # Another target of a straight path is that of the pair at both ends.
+        return decode(c, precond.target(c), output, x)
 
     return predict
 

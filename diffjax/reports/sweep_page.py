@@ -167,6 +167,8 @@ inconclusive with these seeds.'
     if first in incomplete:
         return f"No arm is complete, so there is no verdict on the {len(rows)} arms."
     lowest = f"{first['arm']} has the lowest Fréchet distance, {_amount(first)}"
+    if first["verdict"].startswith("chosen adaptively"):
+        return f"{lowest}, of {len(rows)} trials of an adaptive search: no verdict."
     if not first["verdict"].startswith(best):
         return f"{lowest}; there are too few seeds for a verdict on the {others} other {plural}."
     counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)

@@ -17,6 +17,8 @@ _MAY_CHANGE = (
     "evaluation",
     "evaluators",
     "best_by",
+    "patience_evaluations",
+    "trackers",
     "log_every_steps",
     "snapshot_every_steps",
     "sample_every_steps",

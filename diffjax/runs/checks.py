@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffjax.data import Augment, DataSet
@@ -90,6 +91,35 @@ def check_pairs(parts: Parts, dataset: DataSet) -> None:
                 f"this objective needs a source for each {part} image, and {dataset.name} has "
                 "none: take a data set of pairs (docs/bridges.md), or another objective"
             )
+
+
+def check_buckets(parts: Parts, dataset: DataSet) -> None:
+    """Refuses a network with other parameters for the images of a bucket than for squares.
+
+    Latents are those of published networks, whose parameters depend on no size.
+
+    Raises:
+        UserError: it has such, or can't take images of that shape.
+    """
+    wired, key = parts.wired, jax.eval_shape(lambda: jax.random.key(0))
+    shapes = dict.fromkeys(bucket.image_shape for bucket in dataset.train.buckets)
+    for shape in shapes if dataset.train.pixels else ():
+        height, width, _ = shape
+        what = f"images of {height}x{width}, a bucket of {dataset.name}"
+        try:
+            there = jax.eval_shape(wired._replace(image_shape=shape).init, key)
+        except UserError as error:
+            raise UserError(f"{what}: {error}; or set data.buckets=0") from None
+        if _shapes(there) != _shapes(wired.params_shape):
+            raise UserError(
+                f"{type(wired.network).__name__} has other parameters for {what}: a U-Net needs "
+                "model.attention_resolutions=() and a DiT model.positions=fixed, or set "
+                "data.buckets=0"
+            )
+
+
+def _shapes(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, params)
 
 
 def _check_features(config: ConfigDict, wanted: tuple[int, ...], dataset: DataSet) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ def find_initial_weights(
     like: Any,
     setting: str = "config.init_from",
     denoiser: Denoiser | None = None,
+    own_names: Collection[str] = (),
 ) -> Initial:
     """Finds weights by name, and compares their names and shapes with those of the network.
 
@@ -48,9 +49,10 @@ def find_initial_weights(
     The arrays of a run are not read yet. Of a file, each tensor has the path of its parameter as
     name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of one of
     the layouts of the network (`diffjax.models.families`). The settings of the network are not
-    changed: those of diffusers' DiT differ from those of its authors. The projector of REPA may be
-    missing, or be left over, and LoRA may be missing; in the layouts of published networks, all
-    that an objective adds, such as the embedding of a second time.
+    changed: those of diffusers' DiT differ from those of its authors. What the objective trains
+    beside the network may be missing, the projector of REPA may be left over, and LoRA may be
+    missing; in the layouts of published networks, all that an objective adds, such as the embedding
+    of a second time.
 
     Args:
         named: the folder of a run, `FOLDER:weights`, a file of torch or safetensors, or a folder of
@@ -58,6 +60,7 @@ def find_initial_weights(
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
         setting: the setting that names them, for errors.
         denoiser: the network, whose family knows the authors' names.
+        own_names: of what the objective trains beside the network (`Wired.own_names`).
 
     Raises:
         UserError: there is nothing of that name, it is damaged, or a parameter is missing, left
@@ -65,11 +68,11 @@ def find_initial_weights(
     """
     folder, colon, weights = named.rpartition(":")
     if is_run(Path(named)):
-        return _of_run(Path(named), "", like, setting)
+        return _of_run(Path(named), "", like, setting, own_names)
     if Path(named).is_file() or is_folder(Path(named)):
-        return _of_file(Path(named), like, setting, denoiser)
+        return _of_file(Path(named), like, setting, denoiser, own_names)
     if colon and is_run(Path(folder)):
-        return _of_run(Path(folder), weights, like, setting)
+        return _of_run(Path(folder), weights, like, setting, own_names)
     raise UserError(
         f"{setting}={named!r} is neither a file nor the folder of a run or of diffusers: name "
         "one, or FOLDER:weights, as runs/digits:ema-0.999"
@@ -81,7 +84,9 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
-def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
+def _of_run(
+    folder: Path, weights: str, like: Any, setting: str, own_names: Collection[str]
+) -> Initial:
     """Weights of the newest whole checkpoint, read into their shardings and nothing else."""
     config = read_json(folder / "config.json") or {}
     weights = weights or str(config.get("weights"))
@@ -96,7 +101,7 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
             f"{setting}={folder} has LoRA, which this network has not: set --config.lora.rank, or "
             f"merge it by experiments.convert --from={folder} --to=diffjax, and begin with that"
         )
-    check_same(f"{setting}={folder}", *_same_extras(found, like))
+    check_same(f"{setting}={folder}", *_same_extras(found, like, own_names))
     wanted = placed(shapes, like).only(weights)
 
     def read() -> tuple[Any, dict[str, Any]]:
@@ -105,7 +110,7 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
         if restored is None:
             raise UserError(f"{setting}={folder}: its checkpoints are gone")
         state, meta = restored
-        params, kept = _same_extras(state.weights(weights), like)
+        params, kept = _same_extras(state.weights(weights), like, own_names)
         params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, kept)
         source = {"folder": str(folder), "weights": weights, "step": meta["step"]}
         return params, source | {"sha256": weights_sha256(params)}
@@ -144,11 +149,17 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
     )
 
 
-def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
+def _of_file(
+    path: Path,
+    like: Any,
+    setting: str,
+    denoiser: Denoiser | None,
+    own_names: Collection[str],
+) -> Initial:
     where, state = f"{setting}={path}", read_weights(path).state
     arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
     roots = {name.split("/")[0]: None for name in arrays}
-    _, like = _same_extras({**roots, **arrays}, like)
+    _, like = _same_extras({**roots, **arrays}, like, own_names)
     here = by_path(like)
     place, facts = placed_like(like), {"file": str(path)}
     layouts = LAYOUTS.get(type(denoiser.network), {}) if denoiser else {}
@@ -183,16 +194,19 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     return read
 
 
-def _same_extras(found: Any, like: Any) -> tuple[Any, Any]:
+def _same_extras(found: Any, like: Any, own_names: Collection[str]) -> tuple[Any, Any]:
     """Both trees, without the projector of REPA unless both have one: it serves training alone.
 
-    The second is without LoRA if the first is; LoRA that is found is not left out.
+    The second is without LoRA, and without what the objective trains beside the network, if the
+    first is; LoRA that is found is not left out.
     """
     like = like if lora_layers(found) else without_lora(like)
-    if (PROJECTOR in found) == (PROJECTOR in like):
-        return found, like
-    without = [{k: x for k, x in tree.items() if k != PROJECTOR} for tree in (found, like)]
-    return without[0], without[1]
+    missing = {name for name in (*own_names, PROJECTOR) if name not in found}
+    left_over = {PROJECTOR} - like.keys()
+    return (
+        {name: x for name, x in found.items() if name not in left_over},
+        {name: x for name, x in like.items() if name not in missing},
+    )
 
 
 def check_same(where: str, found: Any, like: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,6 +131,30 @@ class Run:
     def step(self) -> int:
         """Training steps made."""
         return int(self.arrays.step)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint in its folder, in increasing order."""
+        return sorted(workdirs.checkpoint_steps(self.workdir))
+
+    def at(self, step: int | str) -> "Run":
+        """The same run at another of its checkpoints, with the programs that are compiled already.
+
+            for step in run.steps:
+                images = run.at(step).sample(16)
+
+        Args:
+            step: the number of a step, or "best", as in `load`.
+
+        Raises:
+            UserError: there is no such checkpoint, or the run was not loaded from one.
+        """
+        if not isinstance(self.arrays, Saved):
+            raise UserError(f"{self.workdir} has no checkpoints: only a run that was loaded has")
+        workdir = self.arrays.folder.parent
+        nothing = self.parts.abstract.only(None)
+        folder, _, meta = _restored(workdir, step, nothing)
+        return replace(self, arrays=Saved(folder, meta["step"], self.parts.abstract, {}))
 
     @cached_property
     def state(self) -> TrainState:

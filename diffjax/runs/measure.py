@@ -135,7 +135,6 @@ def measure(
     """
     wired, settings = run.parts.wired, run.config.evaluation
     extractors = wanted.extractors or own_extractors(run.config, dataset)
-    extractors = [extractor.of(dataset) for extractor in extractors]
     main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
     for recipe in (main, *others):
@@ -221,8 +220,8 @@ def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progres
         before, cost = costs[number - 1], _cost(named)
         how = f"{named.solver}, {named.recipe.num_steps} steps"
         evaluating.at(before, f"evaluating {number} of {n}: {how}")
-        images, nfe = draw(named)
-        assert isinstance(images, Batches)
+        drawn, nfe = draw(named)
+        images = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
 
         def counted() -> Iterator[np.ndarray]:
             done = 0
@@ -351,7 +350,7 @@ def reference_of(
     """The real images that a run's samples are compared with; `beat` is called at each batch."""
     return metrics.reference(
         dataset,
-        telling(beat, extractor),
+        telling(beat, extractor.of(dataset)),
         folder=cached_arrays.FOLDER,
         sharding=local_rows(),
         shared=jax.process_count() > 1,

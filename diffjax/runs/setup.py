@@ -15,6 +15,7 @@ from diffjax.data.augment import Augmentation
 from diffjax.models.attention import REVERSE_ONLY
 from diffjax.optimizers.base import Optimizer
 from diffjax.optimizers.mup import by_width
+from diffjax.optimizers.turns import in_turns
 from diffjax.runs.parts import Parts, build_parts
 from diffjax.runs.teacher import teacher_of
 from diffjax.spec import build
@@ -99,12 +100,17 @@ class Setup:
         """`params -> a state at step 0` with these parameters, which it donates."""
         return self._placing(self._begin, donate_argnums=0)
 
-    def by_width(self, optimizer: Optimizer) -> Optimizer:
-        """An optimizer with muP's factors of the rate, where the network has a base width.
+    def fitted(self, optimizer: Optimizer) -> Optimizer:
+        """An optimizer as network and objective need it.
+
+        It has muP's factors of the rate where the network has a base width, and a state for each
+        part of the parameters where the objective updates them in turns.
 
         Raises:
-            UserError: as of `diffjax.optimizers.mup.by_width`.
+            UserError: as of `diffjax.optimizers.mup.by_width` and `diffjax.optimizers.turns`.
         """
+        every = self.wired.objective.traits.network_every
+        optimizer = in_turns(optimizer, every, self.wired.own_names)
         factors = self.wired.rate_factors
         if factors is None:
             return optimizer
@@ -123,7 +129,8 @@ class Setup:
     def _begin(self, params: Any) -> TrainState:
         memory, averages = self.wired.objective.init_memory(), Averages.of(self.config)
         trained, frozen = split(params, self.wired.trainable)
-        state = init_state(trained, self.optimizer, averages, memory, self.nonfinite.init())
+        optimizer = self.fitted(self.optimizer)
+        state = init_state(trained, optimizer, averages, memory, self.nonfinite.init())
         return state._replace(frozen=frozen)
 
     def _placing(self, function: Callable, **how: Any) -> Callable:
@@ -172,7 +179,7 @@ def check_setup(setup: Setup) -> None:
     check_batch(config.batch_size, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     check_parts(setup.wired.objective, config.accumulation_steps, config.batch_size, rows)
-    _ = setup.by_width(setup.optimizer)
+    _ = setup.fitted(setup.optimizer)
     _ = setup.teacher, setup.abstract  # An average that is not kept; patterns that match nothing.
 
 

@@ -56,9 +56,8 @@ def find_teacher(parts: Parts) -> Initial | None:
         return None
     if parts.wired.objective.traits.distils:
         _check_same_denoiser(named, parts)
-    return find_initial_weights(
-        named, parts.abstract.weights(LIVE), "config.teacher", parts.denoiser
-    )
+    like, own_names = parts.abstract.weights(LIVE), parts.wired.own_names
+    return find_initial_weights(named, like, "config.teacher", parts.denoiser, own_names)
 
 
 def _check_same_denoiser(named: str, parts: Parts) -> None:
@@ -71,9 +70,11 @@ def _check_same_denoiser(named: str, parts: Parts) -> None:
         return
     theirs, ours = ConfigDict(read_json(Path(folder) / "config.json")), parts.config
     for part in ("path", "precond"):
-        if theirs.get(part) != ours[part]:
+        there = theirs.get(part)
+        # Config dicts that are locked differ from those that are not.
+        if there is None or there.to_dict() != ours[part].to_dict():
             raise UserError(
-                f"config.teacher={named}: its config.{part} is {_short(theirs.get(part))}, this "
+                f"config.teacher={named}: its config.{part} is {_short(there)}, this "
                 f"run's {_short(ours[part])}: distil with the same, or train a teacher with these"
             )
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from diffjax.kinds import Positive, Probability
-from diffjax.process.paths import Pair
+from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Meaning
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import (
@@ -33,6 +34,31 @@ def consistency() -> Solver:
         return end.mix(Pair(denoise(x, interval.t).x0, noise)), memory
 
     return Solver(no_memory, step, nfe=1, order=1, fresh_noise=True, needs=Meaning.END_OF_FLOW)
+
+
+def _ends(path: Path, times: Array) -> Array:
+    del path
+    return times[jnp.array([0, -1])]
+
+
+def _none(num_steps: int) -> int:
+    del num_steps
+    return 0
+
+
+@same_for_equal
+def one_step() -> Solver:
+    """The jump from pure noise to a sample, in one evaluation for any grid.
+
+    For generators, whose network is trained at pure noise alone (`objective=drifting`).
+    """
+
+    def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
+        return interval.end.mix(denoise(x, interval.t)), memory
+
+    return Solver(
+        no_memory, step, nfe=1, order=1, needs=Meaning.END_OF_FLOW, route=_ends, steps=_none
+    )
 
 
 @same_for_equal

@@ -224,8 +224,8 @@ class Recipe:
         guidance_scale: 1 is no guidance; typically 1.5 to 7.5.
         guidance: how the two predictions are combined.
         against: where the second prediction comes from.
-        unit_start: whether a walk begins with noise of deviation 1, whatever the path's at its
-            beginning is, as in diffusers; Stable Diffusion's path has 0.998 at `t_noise`.
+        unit_start: whether a trajectory begins with noise of deviation 1, whatever the path's at
+            its beginning is, as in diffusers; Stable Diffusion's path has 0.998 at `t_noise`.
     """
 
     solver: Solver

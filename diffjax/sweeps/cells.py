@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax import config_files
-from diffjax.comparison.results import PROBES, STATUS
+from diffjax.comparison.results import PROBES, STATUS, last_step
 from diffjax.config_upgrade import upgrade
 from diffjax.ensemble.ensemble import MembersFailed, train_together
 from diffjax.ensemble.grouping import ensemble_groups
@@ -90,7 +90,9 @@ def training_cost(config: ConfigDict, counted: bool = False) -> Cost:
     return Cost(config.num_steps, config.batch_size, train_flops(setup) if counted else None)
 
 
-def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, str]:
+def train_cells(
+    cells: Sequence[Cell], folder: Path, *, extend: bool | str = False
+) -> dict[str, str]:
     """Trains cells in this process, several as one program; returns error messages by cell name.
 
     An error in one cell does not stop the others.
@@ -98,14 +100,15 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, str]:
     Args:
         cells: the cells to train; several must be able to train together.
         folder: the sweep's folder.
+        extend: continue a cell though its config differs, as `diffjax.train`; of one cell alone.
     """
     errors: dict[str, str] = {}
     folders = [folder / cell.name for cell in cells]
-    commands = [train_command(*each) for each in zip(cells, folders, strict=True)]
+    commands = [train_command(*each, extend) for each in zip(cells, folders, strict=True)]
     try:
         configs = [resolved(cell) for cell in cells]
         if len(cells) == 1:
-            train(configs[0], folders[0], commands[0])
+            train(configs[0], folders[0], commands[0], extend=extend)
         else:
             train_together(configs, folders, commands)
     except MembersFailed as failed:
@@ -126,10 +129,22 @@ def packages(config: ConfigDict) -> list[str]:
     return sorted(set(re.findall(rf'"{TARGET}": "([^.:"]+)', to_json(config))))
 
 
-def train_command(cell: Cell, workdir: Path) -> str:
+def train_command(cell: Cell, workdir: Path, extend: bool | str = False) -> str:
     """The shell command that trains a cell without the sweep."""
     words = ["python", "-m", "experiments.train", *cell.flags(), f"--workdir={workdir}"]
-    return shlex.join(words)
+    return shlex.join([*words, *extend_flag(extend)])
+
+
+def extend_flag(extend: bool | str) -> list[str]:
+    """The words of `--extend` on a command line, none if it is not set.
+
+    Example:
+        >>> extend_flag(True), extend_flag("restart"), extend_flag(False)
+        (['--extend'], ['--extend=restart'], [])
+    """
+    if not extend:
+        return []
+    return ["--extend"] if extend is True else [f"--extend={extend}"]
 
 
 def is_finished(cell: Cell, workdir: Path) -> bool:
@@ -144,4 +159,5 @@ def is_finished(cell: Cell, workdir: Path) -> bool:
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
     same = upgrade(read_json(workdir / workdirs.CONFIG) or {}) == json.loads(to_json(config))
     probed = (read_json(workdir / PROBES) or {}).get("step")
-    return same and evaluated == probed == config.num_steps
+    end = last_step(config, read_json(workdir / workdirs.RUN) or {})
+    return same and evaluated == probed == end

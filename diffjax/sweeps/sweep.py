@@ -1,5 +1,6 @@
 """Describes a sweep: one config file and the axes along which its cells differ."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -11,6 +12,53 @@ _OVERRIDE = "config."
 _SEED = "config.seed"
 STEPS = "config.num_steps"
 MATCHED = ("steps", "images", "flops")
+
+
+@dataclass(frozen=True)
+class Between:
+    """The numbers of an axis between two ends, for a search.
+
+    Attributes:
+        low: the lowest number.
+        high: the highest number.
+        log: whether a search draws its logarithm; for learning rates and widths.
+        whole: whether it is a whole number.
+
+    Raises:
+        UserError: the ends are not in order, or not positive although `log` is set.
+
+    Example:
+        >>> Between(1e-4, 1e-2, log=True).at(0.5), Between(1, 4, whole=True).at(0.99)
+        (0.001, 4)
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def __post_init__(self):
+        if not self.low < self.high or not math.isfinite(self.low + self.high):
+            raise UserError(f"{self}: low has to be below high")
+        if self.log and self.low <= 0:
+            raise UserError(f"{self}: log needs positive numbers")
+
+    def at(self, share: float) -> float | int:
+        """The number at a share, in [0, 1), of the way from `low` to `high`."""
+        if self.whole and not self.log:
+            return int(self.low) + math.floor(share * (int(self.high) - int(self.low) + 1))
+        if self.log:
+            return self.rounded(math.exp(_mix(math.log(self.low), math.log(self.high), share)))
+        return self.rounded(_mix(self.low, self.high, share))
+
+    def rounded(self, value: float) -> float | int:
+        """A number as cells have it: whole, or of three digits, for short names."""
+        near = round(value) if self.whole else float(f"{value:.3g}")
+        return min(max(near, self.low), self.high)
+
+
+def _mix(low: float, high: float, share: float) -> float:
+    return low + share * (high - low)
 
 
 @dataclass(frozen=True)
@@ -65,6 +113,7 @@ class Sweep:
         config: path of the config file.
         axes: values by axis. A name that begins with `config.`, such as `config.seed`, is a
             setting; a name without a dot, such as `objective`, is an argument of the config file.
+            `Between` is a range, for a search.
         overrides: settings that all cells share.
         question: the question that the sweep answers, for its report.
         matched: the budget that is equal in all cells. `steps` keeps the steps of each config;
@@ -84,16 +133,17 @@ class Sweep:
     """
 
     config: str
-    axes: Mapping[str, Sequence[Any]]
+    axes: Mapping[str, Sequence[Any] | Between]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
     matched: str = "steps"
+    trials: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self):
         if self.matched not in MATCHED:
             raise UserError(f"matched={self.matched!r}: {nearest(self.matched, MATCHED)}")
         for axis, values in self.axes.items():
-            names = [str(value) for value in values]
+            names = [""] if isinstance(values, Between) else [str(value) for value in values]
             twice = [name for name in names if names.count(name) > 1]
             if not names or twice:
                 what = f"{twice[0]} twice" if twice else "no values"
@@ -109,11 +159,28 @@ class Sweep:
             raise UserError(f"a sweep matched in {self.matched} sets {STEPS}: it can't be an axis")
 
     def cells(self) -> list[Cell]:
-        """All combinations of the axes' values; the last axis changes fastest."""
-        return [
-            self._cell(dict(zip(self.axes, values, strict=True)))
-            for values in product(*self.axes.values())
-        ]
+        """All combinations of the axes' values, or all trials; the last axis changes fastest.
+
+        Raises:
+            UserError: an axis is a range, and there are no trials.
+        """
+        if self.trials:
+            seeds = [{_SEED: seed} for seed in self.values(_SEED)] or [{}]
+            chosen = [{**trial, **seed} for trial in self.trials for seed in seeds]
+            return [self._cell({axis: each[axis] for axis in self.axes}) for each in chosen]
+        values = [self.values(axis) for axis in self.axes]
+        return [self._cell(dict(zip(self.axes, each, strict=True))) for each in product(*values)]
+
+    def values(self, axis: str) -> Sequence[Any]:
+        """The values of an axis; none if there is no such axis.
+
+        Raises:
+            UserError: the axis is a range.
+        """
+        values = self.axes.get(axis, ())
+        if isinstance(values, Between):
+            raise UserError(f"the axis {axis} is a range: add --search=random --trials=20")
+        return values
 
     def matched_cells(self, costs: Mapping[str, Cost]) -> list[Cell]:
         """The cells, with numbers of steps such that their cost equals that of the first cell.
@@ -154,7 +221,7 @@ class Sweep:
         parts = {
             axis: f"{axis.rpartition('.')[2]}={value}" if axis.startswith(_OVERRIDE) else str(value)
             for axis, value in axes.items()
-            if len(self.axes[axis]) > 1
+            if isinstance(values := self.axes[axis], Between) or len(values) > 1
         }
         arguments = [f"{a}={value}" for a, value in axes.items() if not a.startswith(_OVERRIDE)]
         settings = {a: value for a, value in axes.items() if a.startswith(_OVERRIDE)}

@@ -212,15 +212,15 @@ def _output_lines(workdir: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def in_subprocess(sweep_file: str, folder: Path) -> Runner:
+def in_subprocess(sweep_file: str, folder: Path, more: Sequence[str] = ()) -> Runner:
     """Returns a runner that trains a unit by `experiments.sweep --cells=…` in a subprocess.
 
-    Its output goes to the `output.txt` of each cell.
+    `more` are further flags. Its output goes to the `output.txt` of each cell.
     """
 
     def run(unit: Unit, locks: Sequence[int], should_stop: Callable[[], bool]) -> int:
         command = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep_file}"]
-        command += [f"--workdir={folder}", f"--cells={listed(cell.name for cell in unit)}"]
+        command += [f"--workdir={folder}", f"--cells={listed(cell.name for cell in unit)}", *more]
         outputs = [folder / cell.name / OUTPUT for cell in unit]
         with outputs[0].open("wb") as output:
             child = subprocess.Popen(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.objectives.base import Objective, Progress, hidden_of
+from diffjax.objectives.base import Objective, Progress, hidden_of, own_params
 from diffjax.process.precond import Apply
 
 Losses = Callable[[Apply, Any], tuple[Array, dict[str, Array]]]
@@ -153,7 +153,7 @@ def compares_outputs(objective: Objective) -> bool:
             return (output, hidden_of(output, traits)) if hidden else output
 
         key, traits = jax.random.key(0), objective.traits
-        params = objective.init_params(key)
+        params = own_params(objective, key, {})
         images = jax.random.uniform(key, (4, 8, 8, 1), minval=-1.0)
         batch = {"image": images, "cond": jnp.zeros(4, jnp.int32), "source": images[::-1]}
         if traits.features:

@@ -12,6 +12,11 @@ from diffjax.data.headers import Headers
 from diffjax.data.pipeline import batches
 from diffjax.data.sources import DataSet
 from diffjax.errors import UserError
+from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.host.run_files import read_json
+from diffjax.loop.loop import train
+from diffjax.spec import spec
+from tests.support.tiny_run import tiny_config
 
 
 def save(file: Path, size=(2, 2), grey: int = 0) -> None:
@@ -126,6 +131,14 @@ def test_a_table_without_labels_leaves_them_to_subfolders(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat")
     data = image_folder(str(tmp_path), image_size=2, test_fraction=0)
     assert found(data)[0] == [("cat/0.png", "cat")]
+    assert data.facts["classes"] == (
+        "from subfolders: cat 1 (metadata.csv has no column label, but file_name, text)"
+    )
+    with pytest.raises(UserError, match=r"=txt: no such column of .*csv; did you mean 'text'"):
+        image_folder(str(tmp_path), label_column="txt")
+    (tmp_path / "metadata.csv").unlink()
+    with pytest.raises(UserError, match=r"label_column=breed: no such column in .*without a table"):
+        image_folder(str(tmp_path), label_column="breed")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +178,22 @@ def test_buckets_keep_the_shape_of_training_images(tmp_path):
         batch = next(stream)
         assert batch["image"].shape[1:] in shapes
     assert "buckets=2" in data.facts["shape"]
+    assert "tests are of squares" in data.facts["shape"]
     with pytest.raises(UserError, match=r"data\.buckets=3 is the step of sizes"):
         image_folder(str(tmp_path), image_size=4, buckets=3)
+
+
+@pytest.mark.thorough
+def test_a_run_on_a_folder_in_buckets_ends_in_a_page(tmp_path):
+    for i in range(24):
+        size = [(30, 30), (40, 10), (10, 40)][i % 3]
+        save(tmp_path / f"pictures/{'ab'[i % 2]}/{i}.png", size, grey=10 * i)
+    data = spec(image_folder, path=str(tmp_path / "pictures"), image_size=4, buckets=2)
+    config = tiny_config("model=tiny", data=data)
+    config.evaluation.extractor = spec(pixel_features, size=2)
+    page = train(config, tmp_path / "run")
+    assert page.exists()
+    assert read_json(tmp_path / "run/evaluation.json")["num_samples"] > 0  # type: ignore
 
 
 def test_the_size_that_suits_is_that_of_nine_pictures_in_ten():

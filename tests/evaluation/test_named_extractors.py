@@ -63,7 +63,7 @@ def test_features_of_patches_are_named_with_their_settings():
 class TestNames:
     def test_each_can_be_named_on_the_command_line(self):
         assert extractor_called("digits").name == "classifier:digits"
-        for name in set(EXTRACTORS) - {"pixels", "digits", "fashion_mnist"}:
+        for name in set(EXTRACTORS) - {"pixels", "own", "digits", "fashion_mnist"}:
             with pytest.raises(UserError, match=r"needs? weights"):
                 extractor_called(name)
 

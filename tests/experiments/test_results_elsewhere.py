@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +40,7 @@ def test_samples_for_other_programs_are_those_of_the_picture(loaded_once, tmp_pa
     assert "--film goes with a picture" in capsys.readouterr().err
 
 
+@pytest.mark.thorough(tenth=False)
 def test_edited_images_are_arrays_too(loaded_once, tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
     mask = np.zeros((8, 8), np.uint8)
@@ -147,6 +149,44 @@ def test_each_step_keeps_its_evaluation_and_the_page_draws_them(workdir):
 def test_curves_of_several_steps_have_the_numbers_that_there_are():
     steps = [(step, {"accuracy": step / 10, "recall": {"value": None}}) for step in (1, 2)]
     assert [title for title, _ in run_page._step_curves(steps)] == ["accuracy"]
+
+
+def test_each_checkpoint_that_is_named_is_evaluated(loaded_once, loaded, monkeypatch, capsys):
+    """In increasing order where all are, so that the newest is `evaluation.json`."""
+    measured = []
+
+    def measure(run, *args, **how):
+        measured.append((run.step, run.parts))
+        return {"by_nfe": []}
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    monkeypatch.setattr(evaluate, "make_writable", lambda folder: None)
+    monkeypatch.setattr(evaluate, "write_report", lambda folder: "report.html")
+    for flag, steps in (("all", loaded.steps[1:]), ("4,0", [4, 0]), ("0", [0])):
+        measured.clear()
+        assert run(evaluate, f"--workdir={loaded_once}", f"--step={flag}") == 0
+        assert [step for step, _ in measured] == steps
+        assert all(parts is loaded.parts for _, parts in measured), "compiled once"
+    assert "step 4\n" in capsys.readouterr().out
+    assert run(evaluate, f"--workdir={loaded_once}", "--step=4,5") == 2
+    assert "no checkpoint of step 5: there are 0, 4" in capsys.readouterr().err
+    assert run(evaluate, f"--workdir={loaded_once}", "--step=4,x") == 2
+    assert "the number of a step" in capsys.readouterr().err
+    assert run(evaluate, "--pretrained=a.pt", "--workdir=b", "--step=all") == 2
+    assert "a published file has one set of weights" in capsys.readouterr().err
+
+
+def test_another_checkpoint_of_a_run_shares_its_programs(loaded, trained):
+    first = loaded.at(0)
+    assert (first.step, first.parts, first.workdir) == (0, loaded.parts, trained)
+    leaves = [jax.tree.leaves(each.weights()) for each in (first, loaded)]
+    assert any((one != other).any() for one, other in zip(*leaves, strict=True))
+    with pytest.raises(UserError, match="no checkpoint of step 3: there are 0, 4"):
+        loaded.at(3)
+    with pytest.raises(UserError, match="has no best checkpoint"):
+        loaded.at("best")
+    with pytest.raises(UserError, match="only a run that was loaded has"):
+        dataclasses.replace(loaded, arrays=loaded.parts.abstract).at(0)
 
 
 def test_a_copy_has_the_grids_that_were_found(loaded, workdir, tmp_path):

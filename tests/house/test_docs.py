@@ -20,7 +20,7 @@ RUN = ROOT / "tests" / "runs" / "old_runs" / "0.1.0"
 PAGES = tuple(
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
 )
-LONG = {"extending.md", "likelihood.md", "oracle.md"}  # hundreds of small programs
+LONG = {"extending.md", "likelihood.md", "oracle.md", "training.md"}  # hundreds of small programs
 OURS = ("configs", "diffjax", "experiments")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

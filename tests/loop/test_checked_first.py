@@ -1,21 +1,28 @@
 """What the end of a run needs is checked before its first step, and before anything is written."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from configs import digits
+from diffjax.choices import copy
 from diffjax.data import digits as all_digits
+from diffjax.data.buckets import BucketedSource
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.host.run_files import read_json
 from diffjax.loop import loop
 from diffjax.process import paths
+from diffjax.runs.checks import check_buckets
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from experiments import cli, train
 from tests.support.tiny_network import Tiny
+from tests.support.tiny_run import MODELS, tiny_config
 
 
 def few_digits(num_train: int = 64, num_test: int = 1) -> DataSet:
@@ -115,3 +122,36 @@ def test_a_run_with_hardly_a_test_image_has_its_page(tmp_path, num_test):
     assert found["frechet_distance"]["value"] > 0
     assert found["frechet_distance"]["floor"] is None
     assert "floor –" in train.headline(tmp_path / "run")
+
+
+def in_buckets() -> DataSet:
+    """Black pictures of 8×8 and of 4×16."""
+    shapes = ((8, 8, 1), (4, 16, 1))
+    sources = tuple(
+        ArraySource(np.zeros((2, *shape), np.uint8), np.zeros(2, np.int32)) for shape in shapes
+    )
+    data = BucketedSource(sources, shapes)
+    return DataSet("black", data, sources[0], shapes[0], 10, tuple("0123456789"), real=sources[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (
+            "unet",
+            {"attention_resolutions": (8,), "channel_multipliers": (1,)},
+            "UNet has other parameters for images of 4x16, ",
+        ),
+        ("dit", {"patch_size": 8}, "images of 4x16, a bucket of black: .*; or set data.buckets=0"),
+        pytest.param("dit", {"patch_size": 4}, "", marks=pytest.mark.thorough),
+        ("tiny", {}, ""),
+    ],
+)  # fmt: skip
+def test_a_network_of_one_shape_is_refused_for_buckets(model, changes, message):
+    config = tiny_config()
+    config.model = copy(MODELS[model])
+    config.model.update(changes)
+    data = in_buckets()
+    parts = set_up(config, data.image_shape, data.condition).parts
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_buckets(parts, data)

@@ -17,6 +17,7 @@ import pytest
 import diffjax
 from configs import digits as digits_config
 from diffjax import config_files
+from diffjax.comparison.results import last_step
 from diffjax.data import all_examples, digits
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
@@ -29,6 +30,7 @@ from diffjax.loop.training import Training, checkpoints_of
 from diffjax.process.targets import Noise
 from diffjax.reports.pictures import save_png
 from diffjax.reports.run_page import write_report
+from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.evaluators import Samples, Validation
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
@@ -222,6 +224,35 @@ def test_a_stop_amid_a_picture_saves_and_the_picture_is_drawn_later(
     assert_same(arrays_of(tmp_path), arrays_of(measured_run), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("_alone")
+def test_a_run_ends_where_its_metric_is_no_better_and_stays_so_until_it_has_more_patience(
+    measured_run, tmp_path
+):
+    """The value of step 3 is no better than that of step 2; all that was there is kept."""
+    impatient, patient = (config_of(patience_evaluations=number) for number in (1, 3))
+    loop.train(impatient, tmp_path)
+    first, steps = logged(tmp_path), (0, 3)
+    assert values_of(tmp_path) == {step: VALUES[step] for step in (1, 2, 3)}
+    assert best_of(tmp_path)["step"] == 2
+    assert diffjax.load(tmp_path, allowed_packages=PACKAGES).step == 3
+    run = read_json(tmp_path / "run.json") or {}
+    assert run["stopped_early"] == {"step": 3, "num_steps": 6}
+    assert last_step({"num_steps": 6}, run) == 3
+
+    loop.train(impatient, tmp_path)
+    assert logged(tmp_path) == first
+    shutil.rmtree(tmp_path / "checkpoints" / "3")  # As if killed before it was on disk.
+    loop.train(impatient, tmp_path)
+    assert logged(tmp_path) == first
+    with closing(Checkpoints(tmp_path / "checkpoints", 5)) as checkpoints:
+        assert tuple(checkpoints.steps()) == steps
+
+    loop.train(patient, tmp_path, extend=True)
+    assert "stopped_early" not in (read_json(tmp_path / "run.json") or {})
+    assert json.dumps(logged(tmp_path)) == json.dumps(logged(measured_run))
+    assert_same(arrays_of(tmp_path), arrays_of(measured_run), rtol=0, atol=0)
+
+
 def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(
     monkeypatch, tmp_path, loaded_run
 ):
@@ -276,6 +307,7 @@ def test_the_validation_loss_is_that_of_the_comparison(loaded_run):
     [
         ("known/valeu", {"known": spec(Known)}, "no evaluator returns 'known/valeu'; did you mean"),
         ("value", {"known": spec(Known)}, "no evaluator returns 'value'; "),
+        (None, {"known": spec(Known)}, r"patience_evaluations ends training where config.best_by"),
         ("", {"a": 3}, r"config.evaluators.a=3 is not an evaluator: it has no every_steps"),
         ("", {"a": spec(Samples, metrics=())}, "metrics is empty: name one"),
         ("", {"a": spec(Samples, metrics=("fid",))}, "no metric of samples is called 'fid'"),
@@ -293,7 +325,9 @@ def test_the_validation_loss_is_that_of_the_comparison(loaded_run):
 def test_what_an_evaluator_can_not_have_is_refused_before_step_1(
     loaded_run, best_by, evaluators, said
 ):
-    parts = replace(loaded_run.parts, config=config_of(best_by, evaluators))
+    patience = {"patience_evaluations": 2} if best_by is None else {}
+    config = config_of(best_by or "", evaluators, **patience)
+    parts = replace(loaded_run.parts, config=config)
     with pytest.raises(UserError, match=said):
         check_evaluators(parts, digits())
 

@@ -17,6 +17,11 @@ OF_TWO_TIMES = {
     "flow_map",
     "flow_map_eulerian",
     "flow_map_progressive",
+    "flow_anchored_consistency",
+    "flow_anchored_consistency_distillation",
+    "inductive_moment_matching",
+    "solution_flow",
+    "terminal_velocity",
 }
 JOINED = [*choices.WRAPPERS, "adaptive+uncertainty", "none", "none+uncertainty"]
 

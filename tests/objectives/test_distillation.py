@@ -70,7 +70,7 @@ def weighted(x, t, x0):
     return (np.maximum((a / s) ** 2, 1.0) * (own - x0) ** 2).mean(axis=1)
 
 
-@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize("num_steps", [pytest.param(1, marks=pytest.mark.thorough), 4])
 def test_a_step_of_the_student_ends_where_two_of_the_teacher_do(num_steps):
     objective = ProgressiveDistillation(
         paths.Cosine(), OF_V, SNR, times.Uniform(), num_steps=num_steps

@@ -51,7 +51,7 @@ def test_a_solver_of_posterior_means_is_refused_in_one_line_with_what_would_do(n
     )
 
 
-def test_of_all_solvers_only_that_of_ends_fits():
+def test_of_all_solvers_only_those_of_ends_fit():
     fits = []
     for name in choices.SOLVERS:
         try:
@@ -59,7 +59,7 @@ def test_of_all_solvers_only_that_of_ends_fits():
         except UserError:
             continue
         fits.append(name)
-    assert fits == ["consistency"]
+    assert fits == ["consistency", "one_step"]
 
 
 def test_a_solver_of_ends_is_refused_for_a_denoiser():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from diffjax.compiling import once
 from diffjax.errors import UserError
@@ -24,7 +25,7 @@ from diffjax.objectives.mean_flow import MeanFlow
 from diffjax.oracle import analytic
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
-from diffjax.process.precond import Precond, TimeLabel
+from diffjax.process.precond import Precond, TimeLabel, flow_map_predictor
 
 GAUSSIAN = analytic.Gaussian(jnp.array([0.4, -0.3]), jnp.array([[0.2, 0.05], [0.05, 0.1]]))
 BATCH = {
@@ -161,6 +162,78 @@ def test_improved_mean_flow_has_the_networks_velocity_in_the_derivative_alone():
     np.testing.assert_allclose(slope, by_hand, rtol=1e-4, atol=1e-6)
 
 
+def of_x0(kind, **parts):
+    """The same with a network of x0, and a weight that is 1 on velocities."""
+    weight = weights.ConstantIn(targets.Velocity())
+    precond = Precond(targets.Clean(), TimeLabel(1.0))
+    return replace(of(kind, **parts), precond=precond, weight=weight)
+
+
+def network_of_x0(params, x, noise_label, cond, *, key=None):
+    """`x_t - t·u`: the average velocity of `smooth_network`."""
+    return x - noise_label[:, :1] * smooth_network(params, x, noise_label, cond)
+
+
+@once()
+def loss_and_slope_of(objective, network, key, params):
+    def loss(params):
+        progress = Progress(jnp.array(0.6), num_steps=1)
+        return objective(network, params, params, key, BATCH, progress)[0]
+
+    return loss(params), jax.jacfwd(loss)(params)
+
+
+PREDICTING_X0 = {
+    "improved mean flow": (MeanFlow, {"own_velocity": True, "between": 0.7}),
+    "guided mean flow": (MeanFlow, {"omega": 0.8, "kappa": 0.4}),
+    "shortcut": (Shortcut, {}),
+    "alpha flow": (AlphaFlow, {"between": 0.7}),
+    "eulerian": (SelfDistilled, {"between": 0.7, "rule": Eulerian()}),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "improved mean flow",
+        *(
+            pytest.param(n, marks=pytest.mark.thorough)
+            for n in PREDICTING_X0
+            if n != "improved mean flow"
+        ),
+    ],
+)
+def test_a_network_of_x0_has_the_loss_of_its_average_velocity(name):
+    kind, parts = PREDICTING_X0[name]
+    key = jax.random.key(3)
+    with jax.enable_x64(True):
+        found = loss_and_slope_of(of_x0(kind, **parts), Partial(network_of_x0), key, 1.3)
+        expected = loss_and_slope_of(of(kind, **parts), Partial(smooth_network), key, 1.3)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_samplers_step_along_the_average_velocity_of_a_network_of_x0():
+    x, t = jnp.array([[0.5, -0.2], [1.0, 0.3]]), jnp.array([[0.8, 0.1], [0.4, 0.4]])
+    path = paths.Linear()
+    pairs = [
+        flow_map_predictor(network, 1.3, path, Precond(target, TimeLabel(1.0)))(x, t, None)
+        for network, target in (
+            (network_of_x0, targets.Clean()),
+            (smooth_network, targets.Velocity()),
+        )
+    ]
+    for one, other in zip(*pairs, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_of_x0_needs_the_straight_path():
+    objective = replace(of_x0(Shortcut), path=paths.Cosine())
+    with pytest.raises(UserError, match="shortcut with target=clean needs the straight path"):
+        objective(smooth_network, 1.0, 1.0, jax.random.key(0), BATCH, Progress(jnp.zeros(())))
+
+
 def test_the_lagrangian_rule_is_the_velocity_at_the_end_of_a_step():
     loss, slope, t, r, x, v = found(of(SelfDistilled, between=0.7))
 
@@ -197,6 +270,7 @@ AT_THE_END = {
     "progressive": of(SelfDistilled, between=0.5, rule=Progressive()),
     "shortcut": of(Shortcut),
     "alpha flow": of(AlphaFlow, between=0.5, power=0.0),
+    "pixel mean flow": of_x0(MeanFlow, own_velocity=True, power=0.0, between=0.5),
 }
 
 

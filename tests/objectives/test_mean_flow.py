@@ -266,7 +266,7 @@ def test_no_gradient_goes_through_the_target():
         time_key, data_key = jax.random.split(key)
         t, t_to = objective.intervals(time_key, 32)
         noised = objective.noised(t, data_key, batch)
-        velocity = objective.velocity(smooth_network, 1.3, objective.precond, noised, t)
+        velocity = objective.guided(smooth_network, 1.3, noised, t)
 
         def average(params, x, t):
             inputs = interval_inputs(objective.path, objective.precond, x, t, t_to)
@@ -324,7 +324,7 @@ def test_guidance_is_the_papers_mix_below_its_time():
     @jax.jit
     def program(t, batch):
         noised = objective.noised(t, jax.random.key(0), batch)
-        return noised.pair[:2], objective.velocity(apply, None, objective.precond, noised, t), spans
+        return noised.pair[:2], objective.guided(apply, None, noised, t), spans
 
     (x0, eps), found, asked = jax.device_get(program(t, batch))
     assert len(asked) == 2

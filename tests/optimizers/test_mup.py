@@ -100,7 +100,7 @@ def steps_of(config, count=3):
     """Parameters after some steps of a run's optimizer with fixed gradients."""
     setup = set_up(config, (8, 8, 1), of_classes(10))
     params = jax.jit(setup.wired.init)(jax.random.key(0))
-    rule = setup.by_width(setup.optimizer).transform
+    rule = setup.fitted(setup.optimizer).transform
 
     @jax.jit
     def run(params):
@@ -171,7 +171,7 @@ def test_a_part_of_the_parameters_has_their_factors():
     setup = set_up(config, (8, 8, 1), of_classes(10))
     params = setup.abstract.params
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
-    rule = setup.by_width(setup.optimizer).transform
+    rule = setup.fitted(setup.optimizer).transform
     updates, _ = rule.update(zeros, rule.init(zeros), zeros)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
@@ -186,7 +186,7 @@ def changes(width: int, base_width: int) -> list[float]:
     config.model.update(base_width=base_width, base_head_width=base_width // 2)
     config.optimizer.update(learning_rate=3e-3, warmup_steps=0, clip_norm=1e6)
     setup = set_up(config, (8, 8, 1), of_classes(10))
-    wired, rule = setup.wired, setup.by_width(setup.optimizer).transform
+    wired, rule = setup.wired, setup.fitted(setup.optimizer).transform
     random = np.random.default_rng(0)
     x, eps = (jnp.asarray(random.normal(size=(16, 8, 8, 1)), jnp.float32) for _ in range(2))
     t, labels = jnp.linspace(10.0, 990.0, 16), jnp.arange(16) % 10

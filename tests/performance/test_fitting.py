@@ -114,10 +114,13 @@ def device(platform, limit=None, **about):
 def test_the_topology_of_attached_devices_has_their_memory():
     gpus = [device("gpu", 60 * GIB) for _ in range(4)]
     topology = attached(gpus)
+    assert topology is not None
     assert (topology.num_chips, topology.num_slices, topology.shape) == (4, 1, (1, 4))
     assert abs(topology.usable_bytes - 60 * GIB) <= 1
     slices = [device("tpu", 15 * GIB, slice_index=i // 4) for i in range(8)]
-    assert (attached(slices).num_chips, attached(slices).num_slices) == (8, 2)
+    several = attached(slices)
+    assert several is not None
+    assert (several.num_chips, several.num_slices) == (8, 2)
     assert attached([device("cpu")]) is None
 
 

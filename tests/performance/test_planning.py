@@ -397,8 +397,12 @@ def test_a_whole_stack_in_memory_is_found():
 
 @pytest.mark.parametrize("chip", topologies.CHIPS.values(), ids=lambda chip: chip.name)
 def test_chips_are_what_chips_can_be(chip):
-    assert 1e14 < chip.flops < 1e16
-    assert 10 * 2**30 < chip.memory_bytes < 300 * 2**30
+    if chip.name.startswith("rtx"):  # cards of desktops
+        assert 1e13 < chip.flops < 1e15
+        assert 4 * 2**30 < chip.memory_bytes < 64 * 2**30
+    else:
+        assert 1e14 < chip.flops < 1e16
+        assert 10 * 2**30 < chip.memory_bytes < 300 * 2**30
     # A multiply-add needs hundreds of FLOPs a byte on all of them; links are slower than memory.
     assert 50 < chip.flops / chip.memory_bytes_per_second < 1_000
     assert chip.link_bytes_per_second < chip.memory_bytes_per_second

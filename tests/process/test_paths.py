@@ -16,7 +16,7 @@ from diffjax.spec import build
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
 EXPLODING = ("ve", "edm")  # a = 1
-OTHERS = ("linear", "linear_shifted", "linear_twice_noise", "brownian_bridge")
+OTHERS = ("linear", "linear_imm", "linear_shifted", "linear_twice_noise", "brownian_bridge")
 PRESERVING = tuple(name for name in PATHS if name not in (*EXPLODING, *OTHERS))
 TABLES = ("ddpm_table", "scaled_linear_table", "cosine_table")
 every_path = pytest.mark.parametrize("name", PATHS)

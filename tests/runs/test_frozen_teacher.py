@@ -5,14 +5,18 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.tree_util import register_dataclass
 
+import diffjax
 from configs import digits
+from diffjax import choices
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.objectives.denoising import Denoising, pixel_mean
+from diffjax.objectives.distribution_matching import DistributionMatching
 from diffjax.runs import workdirs
 from diffjax.runs.initial import weights_sha256
 from diffjax.runs.setup import set_up
@@ -20,6 +24,8 @@ from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.spec import spec
 from tests.support.tiny_network import Plain
 from tests.support.tiny_run import on_one_device, trained_config, without_pictures
+
+TESTS = {"allowed_packages": ("diffjax", "tests")}
 
 
 @register_dataclass
@@ -126,3 +132,36 @@ def test_a_denoiser_on_another_path_is_refused_with_both(trained_run):
     message = r"config.path is Linear\(t_min=0.001, t_noise=1.0\), this run's EDM\(.*\): distil "
     with pytest.raises(UserError, match=message):
         find_teacher(set_up(distilling(trained_run), (8, 8, 1), Classes(10)).parts)
+
+
+def matching(teacher, **changes):
+    """Distribution matching with the path and the target of `trained_run`."""
+    config = trained_config(num_steps=3, log_every_steps=1, **changes)
+    config.unlock()
+    parts = {name: part for name, part in config.objective.items() if name != "_target_"}
+    config.objective = spec(DistributionMatching, **parts, every=2)
+    config.sampling.solver = choices.copy(choices.SOLVERS["consistency"])
+    config.sampling.guidance_scale = 1.0
+    config.evaluation.solvers = ("consistency",)
+    config.teacher = config.init_from = str(teacher)
+    return config.lock()
+
+
+@pytest.mark.thorough
+def test_a_second_network_begins_with_the_teachers_weights_and_learns_in_its_turns(
+    trained_run, tmp_path, monkeypatch
+):
+    without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
+    """At first its score is the teacher's, so that the network stays; then its turn is over."""
+    config = matching(f"{trained_run}:live", checkpoint_every_steps=1, checkpoints_to_keep=3)
+    loop.train(config, tmp_path / "run")
+    teacher = jax.device_get(diffjax.load(trained_run, **TESTS).weights("live"))
+    for step in (1, 2, 3):
+        run = diffjax.load(tmp_path / "run", step=step, **TESTS)
+        network = dict(jax.device_get(run.weights("live")))
+        score = network.pop("fake_score")
+        gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), (network, score), (teacher, teacher))
+        of_network, of_score = (max(jax.tree.leaves(each)) for each in gaps)
+        assert (of_network > 0.0) == (step == 3)
+        assert 0.0 < of_score < 2.0 * step * float(config.optimizer.learning_rate)

@@ -30,12 +30,15 @@ SMOOTH = [name for name in PATHS if "table" not in name]
 # One program for them all, of which the path is an argument.
 NUMBERED = numbered({name: PATHS[name] for name in SMOOTH})
 
-# Every row of the table is measured, but for: the flow map and consistency,
+# Every row of the table is measured, but for: the flow map, consistency and one step,
 # which are exact; restart, which adds
 # its noise where times rise; the churn of EDM's, which adds more noise the more steps there are;
 # the adaptive ones, whose steps are their own; and SA of order 3, which its first steps alone hold
 # at the 2 that it declares: so few steps show more.
-OTHERS = {"flow_map", "consistency", "restart", "edm_heun_churn", "adaptive", "adaptive_sde", "sa"}
+OTHERS = {
+    "flow_map", "consistency", "one_step", "restart", "edm_heun_churn", "adaptive", "adaptive_sde",
+    "sa",
+}  # fmt: skip
 ROWS = {name: build(spec) for name, spec in choices.SOLVERS.items() if name not in OTHERS}
 # What else the arguments of a solver make of it; of order 1 they are DDIM and Euler, step by step.
 VARIANTS = {

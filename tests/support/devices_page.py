@@ -4,15 +4,23 @@ python -m tests.support.devices_page
 """
 
 import shlex
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from diffjax import config_files
 from diffjax.performance.planning.analytic import model_of
+from diffjax.performance.planning.compiled import Needs
 from diffjax.performance.planning.fitting import Fitted, fitted
 from diffjax.performance.planning.roofline import estimate
-from diffjax.performance.planning.topologies import GIB, topology_called
+from diffjax.performance.planning.search import changed
+from diffjax.performance.planning.topologies import GIB, Topology, topology_called
+from diffjax.spec import to_json
+from diffjax.training.sharding import filled
 
 PAGE = Path(__file__).parents[2] / "docs" / "devices.md"
 BEGIN, END = "<!-- devices -->\n", "<!-- end of devices -->\n"
@@ -61,6 +69,22 @@ DEVICES = (
 )
 
 
+_PLANNED: dict[tuple[str, int], Needs] = {}
+
+
+def planned(config: ConfigDict, topology: Topology) -> Needs:
+    """What a config needs, which on equally many chips does not depend on their kind.
+
+    Parts of a batch are left out of the plan: they change what is kept, which `fitted` knows.
+    """
+    mesh = filled(config.mesh, topology.num_chips)
+    config = changed(config, mesh=ConfigDict(mesh), accumulation_steps=1)
+    key = to_json(config), topology.num_chips
+    if key not in _PLANNED:
+        _PLANNED[key] = model_of(config, topology)
+    return replace(_PLANNED[key], topology=topology.name)
+
+
 def command(location: str, found: Fitted) -> str:
     """The command that trains with the chosen settings, without `--auto`."""
     own, flags = config_files.load(location), [f"--config={location}"]
@@ -80,8 +104,8 @@ _CHOSEN = ("config.model.dtype", "config.model.remat", "config.accumulation_step
 def row(device: Device, location: str) -> str:
     """A line of the table."""
     topology = topology_called(device.topology)
-    found = fitted(config_files.load(location), topology)
-    needs = model_of(found.config, topology)
+    found = fitted(config_files.load(location), topology, plan=planned)
+    needs = planned(found.config, topology)
     seconds = estimate(needs, topology).seconds
     assert found.peak_bytes is not None
     cells = (
@@ -99,6 +123,7 @@ def rows() -> Iterator[str]:
     """All lines, which take some minutes."""
     for device in DEVICES:
         for location in device.configs:
+            print(device.name, location, file=sys.stderr, flush=True)
             yield row(device, location)
 
 

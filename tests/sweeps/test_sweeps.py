@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from diffjax import config_files
 from diffjax.errors import UserError
 from diffjax.sweeps import cells as cells_module
+from diffjax.sweeps import worker
 from diffjax.sweeps.cells import resolved, training_cost
 from diffjax.sweeps.sweep import Cost, Sweep
 from experiments import cli, sweep
@@ -263,3 +265,36 @@ def test_what_is_no_sweep_is_refused(file, content, message, capsys):
     file.write_text(content)
     assert run(f"--sweep={file}") == 2
     assert message in capsys.readouterr().err
+
+
+def test_all_cells_are_extended_by_the_flag_of_training(tiny_file, tmp_path, monkeypatch, capsys):
+    """The flag goes to the workers, from them to the processes of cells, and to `train`."""
+    for extend, words in ((False, []), (True, ["--extend"]), ("restart", ["--extend=restart"])):
+        made = sweep.worker_command("s.py", tmp_path, extend)
+        assert [word for word in made if word.startswith("--extend")] == words
+        args = SimpleNamespace(sweep="s.py", search=None, extend=extend)
+        assert sweep.sweep_command(args, tmp_path, {}).split()[5:] == words
+    started, calls = [], []
+
+    def popen(command, **how):
+        started.append(command)
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    cell = Sweep("c.py", {"objective": ("a",)}).cells()[0]
+    (tmp_path / cell.name).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.subprocess, "Popen", popen)
+        assert worker.in_subprocess("s.py", tmp_path, ["--extend"])((cell,), (), bool) == 0
+    assert started[0][-2:] == [f"--cells={cell.name}", "--extend"]
+
+    def train(config, workdir, command, *, extend):
+        calls.append((workdir, extend))
+        raise UserError("it stays as it is")
+
+    monkeypatch.setattr(cells_module, "resolved", lambda cell: None)
+    monkeypatch.setattr(cells_module, "train", train)
+    errors = cells_module.train_cells([cell], tmp_path, extend="continue")
+    assert errors == {cell.name: "it stays as it is"}
+    assert calls == [(tmp_path / cell.name, "continue")]
+    assert run(f"--sweep={tiny_file}", "--extend", "--ensemble=2") == 2
+    assert "--extend trains each cell by itself" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def trace(arguments="", **changes):
     step = make_train_step(
         setup.wired.apply,
         setup.wired.objective,
-        setup.optimizer,
+        setup.fitted(setup.optimizer),
         num_steps=config.num_steps,
         averages=Averages.of(config),
         condition_dropout=0.1,
@@ -88,8 +88,13 @@ def test_both_networks_train(model):
     trace(f"model={model}")
 
 
-QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
-OF_V = "continuous_consistency", "continuous_consistency_distillation"
+QUICK = "objective=imm", "objective=dmd2", "wrappers=dispersive", "uniforms=stratified"
+QUICK += "optimizer=muon", "objective=edm2"
+OF_V = (
+    "continuous_consistency",
+    "continuous_consistency_distillation",
+    "score_regularised_consistency",
+)
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in choices.WRAPPERS),
