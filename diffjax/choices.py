@@ -412,8 +412,8 @@ SCHEDULES: Table = MappingProxyType(
 # classes load runs, and so import this module.
 EVALUATORS: Mapping[str, str] = MappingProxyType(
     {
-        "samples": "diffjax.runs.evaluators:Samples",
-        "validation": "diffjax.runs.evaluators:Validation",
+        "samples": "diffjax.runs.measuring.evaluators:Samples",
+        "validation": "diffjax.runs.measuring.evaluators:Validation",
     }
 )
 # Where numbers and pictures go besides the run's folder; several are joined by "+". Their libraries

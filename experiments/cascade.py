@@ -23,12 +23,12 @@ import diffjax
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import metrics
 from diffjax.evaluation.image_statistics import Batches
-from diffjax.runs.cascade import Cascade, Stage, check_level
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
-from diffjax.runs.measure import labels_in_mix, own_extractors, reference_of
-from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.measuring.measure import labels_in_mix, own_extractors, reference_of
+from diffjax.runs.samples.cascade import Cascade, Stage, check_level
+from diffjax.runs.samples.model import Model, Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.sample import Recipe
 from diffjax.training.flops import matrix_flops
 from diffjax.wiring import check_recipe

@@ -39,10 +39,10 @@ from diffjax.host.files import write_npz
 from diffjax.host.progress import progress
 from diffjax.process.paths import Path
 from diffjax.reports.pictures import save_png
-from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
-from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.condition_files import read
+from diffjax.runs.samples.model import Model, Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling import editing
 from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, sample

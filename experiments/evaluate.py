@@ -34,10 +34,10 @@ from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
 from diffjax.runs import workdirs
 from diffjax.runs.checks import check_config
-from diffjax.runs.foreign_samples import measure_samples
 from diffjax.runs.load import Run
-from diffjax.runs.measure import Wanted, measure, own_extractors
-from diffjax.runs.results import elsewhere
+from diffjax.runs.measuring.foreign_samples import measure_samples
+from diffjax.runs.measuring.measure import Wanted, measure, own_extractors
+from diffjax.runs.measuring.results import elsewhere
 from diffjax.spec import build
 from experiments import cli, published, shared_flags
 

@@ -21,7 +21,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.portable import portable_model, portable_sampler
 from diffjax.host.progress import progress
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
 from experiments import cli
 

@@ -23,11 +23,11 @@ from diffjax.errors import UserError
 from diffjax.evaluation.tables import three_digits as written
 from diffjax.host.files import write_json
 from diffjax.host.progress import progress
-from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
-from diffjax.runs.measure import labels_in_mix, wanted_samples
-from diffjax.runs.model import Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.measuring.measure import labels_in_mix, wanted_samples
+from diffjax.runs.samples.found_grids import FOUND, Search, grid_file, prepare
+from diffjax.runs.samples.model import Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.spec import build, choose
 from experiments import cli
 from experiments.evaluate import parse_steps

@@ -27,8 +27,8 @@ from diffjax.conditions import Classes, Unconditional
 from diffjax.errors import UserError
 from diffjax.reports.pictures import image_grid
 from diffjax.runs.load import Run
-from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.model import Model, Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling import editing
 from diffjax.settings import LARGEST, check_whole
 from diffjax.text.prompts import Prompts

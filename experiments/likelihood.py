@@ -20,8 +20,8 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import watched
-from diffjax.runs.likelihoods import METHODS, Method, WantedBits, measure_likelihood
-from diffjax.runs.measure import add_likelihood
+from diffjax.runs.measuring.likelihoods import METHODS, Method, WantedBits, measure_likelihood
+from diffjax.runs.measuring.measure import add_likelihood
 from diffjax.spec import choose
 from experiments import cli, shared_flags
 from experiments.evaluate import of_first_folder

@@ -28,8 +28,8 @@ from diffjax.host.storage import make_writable
 from diffjax.reports.match_page import write_match_page
 from diffjax.reports.pictures import save_png
 from diffjax.runs.load import Run, load
-from diffjax.runs.model import Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.model import Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from diffjax.runs.probe import probe_run
+from diffjax.runs.measuring.probe import probe_run
 from experiments import cli
 
 FLAGS = flags.FlagValues()

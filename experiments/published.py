@@ -22,7 +22,7 @@ from diffjax.host.progress import progress
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
-from diffjax.runs.loras import with_loras
+from diffjax.runs.samples.loras import with_loras
 
 _OF_FILE = ("codec", "component", "family", "image_size", "lora", "network", "prior")
 

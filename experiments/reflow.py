@@ -20,9 +20,9 @@ from diffjax.host.files import write_npz
 from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.runs.measure import labels_in_mix, wanted_samples
-from diffjax.runs.model import Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.measuring.measure import labels_in_mix, wanted_samples
+from diffjax.runs.samples.model import Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()

@@ -33,13 +33,13 @@ from diffjax.reports.pictures import (
     save_film,
     save_png,
 )
-from diffjax.runs.cascade import Cascade, Stage, at_level
-from diffjax.runs.condition_files import read, read_states
-from diffjax.runs.experts import Expert, batches_of_two
 from diffjax.runs.load import Run
-from diffjax.runs.measure import conditions_to_show
-from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.measuring.measure import conditions_to_show
+from diffjax.runs.samples.cascade import Cascade, Stage, at_level
+from diffjax.runs.samples.condition_files import read, read_states
+from diffjax.runs.samples.experts import Expert, batches_of_two
+from diffjax.runs.samples.model import Model, Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.runs.workdirs import RUN
 from diffjax.sampling.guidance import NegativeCondition
 from diffjax.sampling.sample import Recipe, Trace

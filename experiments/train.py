@@ -37,7 +37,7 @@ from diffjax.performance.planning import fitting
 from diffjax.performance.planning.search import changed
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
-from diffjax.runs.measure import own_extractor
+from diffjax.runs.measuring.measure import own_extractor
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
 from experiments import cli, shared_flags

@@ -23,7 +23,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.host.progress import progress
 from diffjax.runs.load import Run
-from diffjax.runs.results import file_of
+from diffjax.runs.measuring.results import file_of
 from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.studies.validation import ValidationLoss

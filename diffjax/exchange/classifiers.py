@@ -15,7 +15,7 @@ from diffjax.models.families import find_published
 from diffjax.pretrained.placing import placed_like
 from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.process.precond import Precond, Predict, time_of
-from diffjax.runs.model import Model, Programs
+from diffjax.runs.samples.model import Model, Programs
 from diffjax.sampling.guidance import change_of_pair
 from diffjax.training.sharding import replicated
 from diffjax.wiring import Wired

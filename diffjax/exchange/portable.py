@@ -11,8 +11,8 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.runs.load import Run
-from diffjax.runs.model import Model, Programs, sample_keys
-from diffjax.runs.model import start as walk_start
+from diffjax.runs.samples.model import Model, Programs, sample_keys
+from diffjax.runs.samples.model import start as walk_start
 from diffjax.sampling.export import check_export_size
 from diffjax.sampling.sample import Recipe, sample, starting_noise, with_condition
 from diffjax.wiring import Wired, check_recipe, wire

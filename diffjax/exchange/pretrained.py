@@ -57,8 +57,8 @@ from diffjax.pretrained.lora import NETWORK, Lora, read_lora
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import is_run, weights_sha256
 from diffjax.runs.load import Run, load
-from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
+from diffjax.runs.samples.model import Model
 from diffjax.sampling.guidance import CLASSIFIER
 from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec, to_json
 from diffjax.training.sharding import make_mesh

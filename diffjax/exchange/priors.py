@@ -20,8 +20,8 @@ from diffjax.exchange.pipelines import is_pipeline, part_of
 from diffjax.models.clip.published import FAMILY as CLIP
 from diffjax.models.unclip.network import UnclipPrior
 from diffjax.runs.load import Run
-from diffjax.runs.model import Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.model import Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.text import FolderEncoder, read_text_encoder
 
 _FILE = "image:"

@@ -10,7 +10,7 @@ from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.explain.examples import variety
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.sampling.sample import Recipe
 from diffjax.wiring import check_recipe
 

@@ -22,8 +22,8 @@ from diffjax.explain.way_back import WayBack, way_back
 from diffjax.host.progress import progress
 from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run, load
-from diffjax.runs.measure import conditions_to_show, own_extractor
-from diffjax.runs.model import Model
+from diffjax.runs.measuring.measure import conditions_to_show, own_extractor
+from diffjax.runs.samples.model import Model
 from diffjax.runs.workdirs import checkpoint_steps
 from diffjax.wiring import check_recipe
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffjax.compiling import jit
 from diffjax.process.paths import Pair, Path, coeffs, mix
-from diffjax.runs.model import Model
+from diffjax.runs.samples.model import Model
 from diffjax.sampling.grids import Grid
 
 NUM_LEVELS = 1_000

@@ -13,7 +13,7 @@ from diffjax import lookup
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.process.precond import Meaning
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.sampling.sample import Recipe, interval_of, last_step, padded
 from diffjax.sampling.solvers import Denoise, Solver
 from diffjax.shapes import Keys, Samples, WalkTimes

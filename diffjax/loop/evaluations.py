@@ -24,8 +24,8 @@ from diffjax.loop.logging import Writer
 from diffjax.loop.training import Training
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.evaluators import evaluators_of
 from diffjax.runs.load import BEST, Run
+from diffjax.runs.measuring.evaluators import evaluators_of
 from diffjax.runs.parts import Parts
 from diffjax.training.state import TrainState
 

@@ -36,7 +36,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.checks import check_buckets, check_config, check_expected, check_pairs
 from diffjax.runs.extension import planned, restart_step, scheduled
 from diffjax.runs.load import Run
-from diffjax.runs.measure import check_evaluation, measure
+from diffjax.runs.measuring.measure import check_evaluation, measure
 from diffjax.runs.setup import Setup, set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.spec import build, check_arguments

@@ -13,7 +13,7 @@ from diffjax.loop.callbacks import Callback
 from diffjax.loop.profile import Profile
 from diffjax.loop.trackers.base import Tracking
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.evaluators import Evaluator, evaluators_of
+from diffjax.runs.measuring.evaluators import Evaluator, evaluators_of
 from diffjax.runs.setup import Setup
 from diffjax.spec import to_json
 

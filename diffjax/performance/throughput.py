@@ -20,7 +20,7 @@ from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.runs.checks import check_config
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable
 from diffjax.training.sharding import AXES, batch_sharding, make_mesh, replicated

@@ -18,10 +18,10 @@ from diffjax.pretrained.lora import Lora
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.drawing import draw_images, one_condition
-from diffjax.runs.model import Model
 from diffjax.runs.parts import Parts
-from diffjax.runs.recipes import Chosen, with_found_grid
+from diffjax.runs.samples.drawing import draw_images, one_condition
+from diffjax.runs.samples.model import Model
+from diffjax.runs.samples.recipes import Chosen, with_found_grid
 from diffjax.runs.setup import Setup
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Rule
@@ -331,9 +331,9 @@ class Run:
             data_path: where these lie now, if they have moved.
             out: folder for the results, in the place of the run's own.
             **wanted: flags of `experiments.evaluate`, or attributes of
-                `diffjax.runs.measure.Wanted`: `solvers`, `grids`, `num_steps`, `num_samples`,
-                `labels`, `prompts`, `batch_size`, `guidance_scale`, `guidance`, `against`, `seed`,
-                `weights`, `extractor`. Those that are lists take one value too.
+                `diffjax.runs.measuring.measure.Wanted`: `solvers`, `grids`, `num_steps`,
+                `num_samples`, `labels`, `prompts`, `batch_size`, `guidance_scale`, `guidance`,
+                `against`, `seed`, `weights`, `extractor`. Those that are lists take one value too.
 
         Returns:
             The content of `evaluation.json`.
@@ -341,7 +341,7 @@ class Run:
         Raises:
             UserError: an unknown name, or what the command refuses.
         """
-        from diffjax.runs.evaluating import evaluate_run  # It imports this module.
+        from diffjax.runs.measuring.evaluating import evaluate_run  # It imports this module.
 
         return evaluate_run(self, dataset, data_path=data_path, out=out, **wanted)
 

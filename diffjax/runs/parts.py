@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition
 from diffjax.pretrained.family import Denoiser
-from diffjax.runs.model import Programs
+from diffjax.runs.samples.model import Programs
 from diffjax.training import sharding
 from diffjax.training.averages import Averages
 from diffjax.training.state import TrainState

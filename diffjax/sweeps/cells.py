@@ -19,7 +19,7 @@ from diffjax.host.run_files import read_json
 from diffjax.loop.compiled_step import train_flops
 from diffjax.loop.loop import prepared, train
 from diffjax.runs import workdirs
-from diffjax.runs.probe import probe_run
+from diffjax.runs.measuring.probe import probe_run
 from diffjax.spec import TARGET, to_json
 from diffjax.sweeps.sweep import Cell, Cost, Sweep
 

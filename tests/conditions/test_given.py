@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffjax.conditions import Classes, Images, Several, Tokens, TokenStates, Unconditional
 from diffjax.errors import UserError
-from diffjax.runs.condition_files import read
+from diffjax.runs.samples.condition_files import read
 from tests.support.phrases import Phrases
 
 PHRASES, DIGITS = Phrases(), Classes(10, tuple("0123456789"))

@@ -10,7 +10,7 @@ import pytest
 from diffjax import lookup
 from diffjax.data import digits
 from diffjax.errors import UserError
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import Limited, NegativeCondition, OtherCondition
 from diffjax.spec import build

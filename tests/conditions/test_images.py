@@ -16,7 +16,7 @@ from diffjax.errors import UserError
 from diffjax.loop.compiled_step import train_step_of
 from diffjax.models import DiT, UNet
 from diffjax.models.context import parts_of
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from tests.support.tiny_run import tiny_config

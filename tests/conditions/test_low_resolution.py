@@ -15,8 +15,8 @@ from diffjax.data import digits, downscaled, upscaling
 from diffjax.errors import UserError
 from diffjax.models.context import parts_of
 from diffjax.process.paths import Cosine
-from diffjax.runs.cascade import Cascade, Stage, enlarging
-from diffjax.runs.condition_files import read
+from diffjax.runs.samples.cascade import Cascade, Stage, enlarging
+from diffjax.runs.samples.condition_files import read
 from diffjax.spec import as_spec, build
 
 SMALL = LowResolution((1, 1, 1), path=Cosine(), most_level=0.8)

@@ -22,7 +22,7 @@ from diffjax.data.pairs import Coarse, pairs, translation
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop import loop
-from diffjax.runs.measure import Wanted, measure
+from diffjax.runs.measuring.measure import Wanted, measure
 from diffjax.spec import spec
 from experiments import (
     cli,

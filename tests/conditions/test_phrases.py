@@ -17,7 +17,7 @@ from diffjax.loop.compiled_step import train_step_of
 from diffjax.models.dit import DiT
 from diffjax.runs.averages import reconstruct
 from diffjax.runs.checks import check_pairs
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherCondition
 from diffjax.spec import TARGET, build, spec

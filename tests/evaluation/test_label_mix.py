@@ -17,8 +17,8 @@ from diffjax.evaluation.distances import frechet_distance
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.runs import measure
-from diffjax.runs.measure import Wanted, check_evaluation
+from diffjax.runs.measuring import measure
+from diffjax.runs.measuring.measure import Wanted, check_evaluation
 from experiments import cli, evaluate
 
 OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"

@@ -17,7 +17,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.extractors import classifier
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.extractors.own_classifier import file_for, own_classifier
-from diffjax.runs.measure import own_extractor, own_extractors
+from diffjax.runs.measuring.measure import own_extractor, own_extractors
 from diffjax.spec import spec
 from experiments import cli, train, train_classifier
 

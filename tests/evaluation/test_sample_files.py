@@ -13,7 +13,7 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.sample_files import check_place, read_samples, write_samples
 from diffjax.host.run_files import read_json
 from diffjax.reports.run_page import write_report
-from diffjax.runs.foreign_samples import measure_samples
+from diffjax.runs.measuring.foreign_samples import measure_samples
 
 SHAPE = (4, 6, 3)
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.runs.experts import divided
-from diffjax.runs.model import Request
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.experts import divided
+from diffjax.runs.samples.model import Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.guidance import OtherCondition, SkipLayers
 from experiments import cli, edit, sample
 from tests.exchange.test_pipelines import (

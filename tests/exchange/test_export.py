@@ -19,7 +19,7 @@ from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.exchange.portable import portable_model, portable_sampler
 from diffjax.runs.load import Run
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling import solvers
 from diffjax.sampling.export import PLATFORMS, check_export_size, serialise

@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.exchange.few_steps import few_steps
 from diffjax.pretrained.files import write_safetensors
 from diffjax.process.precond import Meaning
-from diffjax.runs.model import Request, sample_keys
+from diffjax.runs.samples.model import Request, sample_keys
 from diffjax.sampling.sample import starting_noise
 from diffjax.sampling.solvers import normal
 from tests.exchange import test_pipelines as pipelines

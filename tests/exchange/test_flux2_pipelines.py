@@ -7,7 +7,7 @@ import pytest
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from experiments import cli, sample
 from tests.exchange.test_pipelines import NUM_STEPS, PROMPT, needed, redrawn
 

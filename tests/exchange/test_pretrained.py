@@ -32,7 +32,7 @@ from diffjax.models.sit.published import FAMILY as SIT
 from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.process.paths import coeffs
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import Classifier, ClassifierFree, FirstChannels, OtherWeights
 from diffjax.sampling.sample import interval_of, last_step, sample_padded

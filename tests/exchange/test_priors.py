@@ -13,8 +13,8 @@ from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.exchange.priors import ImagePrior
 from diffjax.process.paths import Pair
-from diffjax.runs.model import Request, sample_keys
-from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.runs.samples.model import Request, sample_keys
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.sample import sample as walk
 from diffjax.sampling.sample import starting_noise
 from diffjax.sampling.solvers import normal

@@ -17,7 +17,7 @@ from diffjax.models.stable_diffusion.sizes import SIZES as NETWORKS
 from diffjax.models.unet import Transformers
 from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import write_safetensors
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from tests.exchange import test_pipelines as pipelines
 from tests.exchange.test_pipelines import NEGATIVE, NUM_STEPS, PROMPT, SIDE, needed
 from tests.exchange.test_schedulers import SD1

@@ -11,9 +11,9 @@ from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.models.kandinsky.network import KandinskyUNet
 from diffjax.models.kandinsky.published import FAMILY as KANDINSKY
-from diffjax.runs.condition_files import read_states
-from diffjax.runs.experts import Expert, batches_of_two
-from diffjax.runs.model import Request
+from diffjax.runs.samples.condition_files import read_states
+from diffjax.runs.samples.experts import Expert, batches_of_two
+from diffjax.runs.samples.model import Request
 from tests.models.test_families import SMALL
 from tests.support.tiny_pipeline import WIDTH, write_pipeline
 

@@ -11,7 +11,7 @@ from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair
-from diffjax.runs.model import Model, Programs, Request
+from diffjax.runs.samples.model import Model, Programs, Request
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.editing import keep_known
 from diffjax.sampling.sample import Recipe

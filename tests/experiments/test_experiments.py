@@ -15,7 +15,8 @@ from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
-from diffjax.runs import measure, workdirs
+from diffjax.runs import workdirs
+from diffjax.runs.measuring import measure
 from diffjax.spec import build
 from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train

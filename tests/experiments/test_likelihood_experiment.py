@@ -8,7 +8,7 @@ import pytest
 from diffjax import config_files
 from diffjax.data import digits
 from diffjax.errors import UserError
-from diffjax.runs.measure import check_evaluation
+from diffjax.runs.measuring.measure import check_evaluation
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from experiments import cli, evaluate, likelihood

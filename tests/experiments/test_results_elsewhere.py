@@ -12,7 +12,7 @@ from diffjax.data import to_uint8
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.reports import run_page
-from diffjax.runs.results import elsewhere, file_of, keep_earlier
+from diffjax.runs.measuring.results import elsewhere, file_of, keep_earlier
 from experiments import cli, edit, evaluate, published, sample
 
 

@@ -22,7 +22,7 @@ from diffjax.loop.compiled_step import train_step_of
 from diffjax.loop.device_batches import device_batches
 from diffjax.optimizers.base import Optimizer
 from diffjax.process.paths import Cosine, Linear
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from diffjax.runs.setup import Setup
 from diffjax.sampling.grids import Power
 from diffjax.wiring import wire

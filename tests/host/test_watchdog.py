@@ -16,8 +16,8 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.host import watchdog
 from diffjax.host.watchdog import STACKS, STATUS, Watchdog, watched
 from diffjax.likelihood import bound
-from diffjax.runs import model
-from diffjax.runs.measure import Wanted, measure
+from diffjax.runs.measuring.measure import Wanted, measure
+from diffjax.runs.samples import model
 from experiments import cli, evaluate, likelihood, reflow, sample
 from tests.support.tiny_run import loaded
 from tests.support.trainer import CONFIG, Trainer

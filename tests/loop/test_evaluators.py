@@ -31,7 +31,7 @@ from diffjax.process.targets import Noise
 from diffjax.reports.pictures import save_png
 from diffjax.reports.run_page import write_report
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.evaluators import Samples, Validation
+from diffjax.runs.measuring.evaluators import Samples, Validation
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import loss_by_log_snr

@@ -7,7 +7,7 @@ from PIL import Image
 from configs import digits
 from diffjax.data import ArraySource, DataSet
 from diffjax.loop import recorder
-from diffjax.runs.model import Model
+from diffjax.runs.samples.model import Model
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from tests.support.tiny_network import Tiny

@@ -22,7 +22,7 @@ from diffjax.optimizers.normalised import normalised_adam, with_unit_filters
 from diffjax.process.precond import LogSNRLabel, Precond, UnitVariance, denoiser
 from diffjax.process.schedules import EDM
 from diffjax.process.targets import F
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from diffjax.sampling.sample import sample_padded
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state

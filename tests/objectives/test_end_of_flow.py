@@ -14,7 +14,7 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.objectives.distilled import Distilled
 from diffjax.objectives.wrappers import Uncertainty
-from diffjax.runs.likelihoods import check_likelihood
+from diffjax.runs.measuring.likelihoods import check_likelihood
 from diffjax.sampling.consistency import consistency
 from diffjax.sampling.sample import starting_noise, with_condition
 from diffjax.sampling.solvers import Interval

@@ -42,7 +42,7 @@ WITH_EVALUATOR = CONFIG.replace(
     return config""",
 ).replace(
     "from diffjax import choices",
-    "from diffjax import choices\nfrom diffjax.runs.evaluators import Validation",
+    "from diffjax import choices\nfrom diffjax.runs.measuring.evaluators import Validation",
 )
 
 

@@ -38,7 +38,7 @@ MEASURED = CONFIG.replace(
     config.best_by = "loss/loss"
     config.evaluation.likelihood = ("vlb",)
     return config""",
-).replace("\ndef", "\nfrom diffjax.runs.evaluators import Validation\n\ndef")
+).replace("\ndef", "\nfrom diffjax.runs.measuring.evaluators import Validation\n\ndef")
 
 
 @pytest.fixture(scope="module")

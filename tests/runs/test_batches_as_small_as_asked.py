@@ -14,8 +14,8 @@ from diffjax.evaluation.extractors.features import Extractor, pixel_features
 from diffjax.evaluation.image_statistics import Batches, collect
 from diffjax.process import paths, targets
 from diffjax.process.paths import Pair
-from diffjax.runs import measure
-from diffjax.runs.measure import Wanted, WantedSamples, drawer
+from diffjax.runs.measuring import measure
+from diffjax.runs.measuring.measure import Wanted, WantedSamples, drawer
 from diffjax.sampling import solvers
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import cli, evaluate

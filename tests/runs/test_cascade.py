@@ -9,8 +9,8 @@ from diffjax.data import digits, downscaled, upscaling
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop import loop
-from diffjax.runs.cascade import Cascade, Stage
-from diffjax.runs.model import Request
+from diffjax.runs.samples.cascade import Cascade, Stage
+from diffjax.runs.samples.model import Request
 from diffjax.spec import spec
 from experiments import cascade, cli, sample
 from tests.support.tiny_run import loaded, on_one_device, tiny_config, without_pictures

@@ -8,10 +8,11 @@ import pytest
 
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.run_files import read_json
-from diffjax.runs import kept_samples, model
-from diffjax.runs.kept_samples import FOLDER, KeptSamples
-from diffjax.runs.measure import Wanted, measure, wanted_recipes
-from diffjax.runs.model import Request
+from diffjax.runs.measuring import kept_samples
+from diffjax.runs.measuring.kept_samples import FOLDER, KeptSamples
+from diffjax.runs.measuring.measure import Wanted, measure, wanted_recipes
+from diffjax.runs.samples import model
+from diffjax.runs.samples.model import Request
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop.profile import Profile
-from diffjax.runs.likelihoods import WantedBits, measure_likelihood
-from diffjax.runs.measure import Wanted
+from diffjax.runs.measuring.likelihoods import WantedBits, measure_likelihood
+from diffjax.runs.measuring.measure import Wanted
 from diffjax.spec import TARGET, build
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"

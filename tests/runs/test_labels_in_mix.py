@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from diffjax.data import ArraySource, DataSet, digits
 from diffjax.errors import UserError
 from diffjax.objectives.base import Traits
-from diffjax.runs.measure import labels_in_mix
-from diffjax.runs.model import Model
+from diffjax.runs.measuring.measure import labels_in_mix
+from diffjax.runs.samples.model import Model
 from experiments import cli, find_grid, reflow
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"

@@ -13,7 +13,7 @@ from diffjax.models.loras import with_loras as merged_with
 from diffjax.models.low_rank import LoraLayers, lora_layers, without_lora
 from diffjax.pretrained.lora import NETWORK, LowRank, read_lora
 from diffjax.pretrained.lora_writer import DIALECTS, write_lora
-from diffjax.runs.loras import with_loras
+from diffjax.runs.samples.loras import with_loras
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from tests.support.tiny_run import of_noise, one_device, tiny_config

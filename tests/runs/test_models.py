@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling import adaptive, solvers
 from diffjax.sampling.editing import keep_known

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.runs.measure import Wanted, wanted_recipes
+from diffjax.runs.measuring.measure import Wanted, wanted_recipes
 from experiments import cli, evaluate
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"

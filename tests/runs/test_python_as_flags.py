@@ -16,10 +16,10 @@ from diffjax.data import colours, digits
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_metrics
 from diffjax.reports import run_page
-from diffjax.runs import evaluating
-from diffjax.runs.evaluating import wanted_of
-from diffjax.runs.measure import Wanted
-from diffjax.runs.model import Request
+from diffjax.runs.measuring import evaluating
+from diffjax.runs.measuring.evaluating import wanted_of
+from diffjax.runs.measuring.measure import Wanted
+from diffjax.runs.samples.model import Request
 from diffjax.sampling import grids, guidance, solvers
 from diffjax.spec import build
 from experiments import cli, sample

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 
 # As a condition of several parts will be.
 CONDITION: Any = {

@@ -9,7 +9,7 @@ import pytest
 
 import diffjax
 from diffjax.evaluation.evaluate import NamedRecipe
-from diffjax.runs.measure import WantedSamples, drawer
+from diffjax.runs.measuring.measure import WantedSamples, drawer
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations
 from tests.support.tiny_run import one_device

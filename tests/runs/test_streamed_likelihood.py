@@ -10,7 +10,7 @@ import pytest
 
 from diffjax.data import ArraySource, DataSet, eval_batches
 from diffjax.likelihood.dequantise import Dequantised
-from diffjax.runs import likelihoods
+from diffjax.runs.measuring import likelihoods
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 Found = namedtuple("Found", "log_p standard_error nfe")

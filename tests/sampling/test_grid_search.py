@@ -16,7 +16,7 @@ from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.oracle import analytic
 from diffjax.process.paths import Cosine, Linear, LinearBeta
-from diffjax.runs.found_grids import grid_file, read_grid
+from diffjax.runs.samples.found_grids import grid_file, read_grid
 from diffjax.sampling import grid_search, runge_kutta, solvers
 from diffjax.sampling.sample import sample_padded
 from diffjax.sampling.solvers import Interval

@@ -21,7 +21,7 @@ from diffjax.process import paths, schedules, targets
 from diffjax.process.paths import Pair, coeffs
 from diffjax.process.precond import LogSNRLabel, Precond, denoiser
 from diffjax.runs.load import Run
-from diffjax.runs.model import Programs
+from diffjax.runs.samples.model import Programs
 from diffjax.spec import spec
 from diffjax.studies import validation
 from diffjax.studies.validation import loss_by_log_snr

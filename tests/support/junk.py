@@ -39,8 +39,9 @@ from diffjax.loop.profile import Profile
 from diffjax.models.layers import HIDDEN
 from diffjax.optimizers.adam import adamw
 from diffjax.process import paths, weights
-from diffjax.runs import likelihoods, measure, workdirs
+from diffjax.runs import workdirs
 from diffjax.runs.load import Run
+from diffjax.runs.measuring import likelihoods, measure
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
@@ -105,7 +106,7 @@ def without_work() -> Iterator[None]:
             "jax.export.export",
             "diffjax.evaluation.metrics.reference",
             "diffjax.studies.probes.probe",
-            "diffjax.runs.likelihoods.fitted",
+            "diffjax.runs.measuring.likelihoods.fitted",
             "diffjax.loop.loop.train_and_evaluate",
             "experiments.objectives.write_objectives_page",
             "experiments.plan.in_own_process",

@@ -18,7 +18,7 @@ from diffjax.models.clip_text.published import FAMILY as CLIP
 from diffjax.models.t5.network import T5Encoder
 from diffjax.models.t5.published import FAMILY as T5
 from diffjax.pretrained.folders import write_folder
-from diffjax.runs import condition_files
+from diffjax.runs.samples import condition_files
 from diffjax.spec import as_spec, build, from_json, to_json
 from diffjax.text import (
     AlongFeatures,

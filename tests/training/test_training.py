@@ -34,7 +34,7 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.runs import checkpoints as checkpoints_module
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, digest
-from diffjax.runs.model import Model, Programs, Request
+from diffjax.runs.samples.model import Model, Programs, Request
 from diffjax.runs.setup import Setup, set_up
 from diffjax.sampling import grids, solvers
 from diffjax.spec import spec, to_json

@@ -24,7 +24,7 @@ from diffjax.performance.planning.gpus import gpu_mesh
 from diffjax.performance.planning.lower_bounds import minimum_wire_bytes, model_flops
 from diffjax.performance.planning.topologies import MEGACORE, Topology
 from diffjax.runs.checks import check_config
-from diffjax.runs.model import Model
+from diffjax.runs.samples.model import Model
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import build
 from diffjax.training.sharding import make_mesh, replicated

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.evaluation.evaluate import NamedRecipe
-from diffjax.runs.found_grids import FOUND, read_grid
+from diffjax.runs.samples.found_grids import FOUND, read_grid
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Rule
 from diffjax.sampling.sample import Recipe

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffjax.conditions import Condition, Images, Several
 from diffjax.errors import UserError
-from diffjax.runs.model import Model, Request, sample_keys
+from diffjax.runs.samples.model import Model, Request, sample_keys
 from diffjax.sampling.sample import Recipe
 
 # Folded into the keys of samples, so that no other random number shares them.

@@ -30,20 +30,20 @@ from diffjax.host.storage import translate_storage_errors
 from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
-from diffjax.runs.condition_files import texts_in
-from diffjax.runs.found_grids import FOUND
-from diffjax.runs.kept_samples import KeptSamples, forget
-from diffjax.runs.likelihoods import (
+from diffjax.runs.load import Run
+from diffjax.runs.measuring.kept_samples import KeptSamples, forget
+from diffjax.runs.measuring.likelihoods import (
     WantedBits,
     check_levels,
     check_likelihood,
     measure_likelihood,
 )
-from diffjax.runs.load import Run
-from diffjax.runs.model import Request
+from diffjax.runs.measuring.results import file_of, keep_earlier
 from diffjax.runs.parts import Parts
-from diffjax.runs.recipes import Chosen, named_recipe
-from diffjax.runs.results import file_of, keep_earlier
+from diffjax.runs.samples.condition_files import texts_in
+from diffjax.runs.samples.found_grids import FOUND
+from diffjax.runs.samples.model import Request
+from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -131,7 +131,7 @@ def measure(
     Raises:
         UserError: an unknown solver, grid or average, images that the extractor can't take.
         Interrupted: `should_stop` returned True, or a signal came. Samples that were drawn are kept
-            (`diffjax.runs.kept_samples`), and the same call goes on with them.
+            (`diffjax.runs.measuring.kept_samples`), and the same call goes on with them.
     """
     wired, settings = run.parts.wired, run.config.evaluation
     extractors = wanted.extractors or own_extractors(run.config, dataset)

@@ -23,7 +23,7 @@ from diffjax.objectives.base import Objective
 from diffjax.process.paths import Path
 from diffjax.process.precond import Meaning, Predict
 from diffjax.runs.load import Run
-from diffjax.runs.model import Model, full_batch
+from diffjax.runs.samples.model import Model, full_batch
 from diffjax.spec import check_arguments, choose
 from diffjax.training import sharding
 from diffjax.training.sharding import batch_sharding, replicated

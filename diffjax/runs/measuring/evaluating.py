@@ -12,8 +12,8 @@ from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.load import Run
-from diffjax.runs.measure import Wanted, measure
-from diffjax.runs.results import elsewhere
+from diffjax.runs.measuring.measure import Wanted, measure
+from diffjax.runs.measuring.results import elsewhere
 
 _FLAGS = {"guidance_scale": "guidance_scales", "seed": "seeds", "extractor": "extractors"}
 """Flags whose settings in a config are lists, with names of their own."""
@@ -31,8 +31,8 @@ def evaluate_run(
     """Evaluates a run, and writes `evaluation.json` and the page; `Run.evaluate` explains it.
 
     Raises:
-        UserError: as `diffjax.runs.measure.measure`; an unknown setting; a published network
-            without `out`.
+        UserError: as `diffjax.runs.measuring.measure.measure`; an unknown setting; a published
+            network without `out`.
     """
     settings = wanted_of(wanted)
     if out is None and not (run.workdir / workdirs.CONFIG).exists():

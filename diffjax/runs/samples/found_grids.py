@@ -13,7 +13,7 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.process.paths import Path
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.sampling import grid_search
 from diffjax.sampling.grids import Grid, ListedTimes
 from diffjax.sampling.sample import Recipe

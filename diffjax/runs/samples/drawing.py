@@ -9,8 +9,8 @@ import numpy as np
 from diffjax.conditions import Condition
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
-from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Chosen
+from diffjax.runs.samples.model import Model, Request
+from diffjax.runs.samples.recipes import Chosen
 from diffjax.sampling.guidance import Against, NegativeCondition
 from diffjax.settings import LARGEST, check_whole
 from diffjax.spec import check_arguments

@@ -18,7 +18,7 @@ from diffjax.evaluation import cached_arrays
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.runs.checkpoints import digest
 from diffjax.runs.load import Run
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.spec import to_json
 
 FOLDER = "evaluation_samples"

@@ -22,7 +22,7 @@ from diffjax.evaluation.reference import Reference
 from diffjax.evaluation.tables import HIGHER_IS_BETTER
 from diffjax.kinds import AtLeastOne, Range
 from diffjax.runs.load import Run
-from diffjax.runs.measure import (
+from diffjax.runs.measuring.measure import (
     label_shares,
     noise_seed,
     own_extractor,
@@ -32,7 +32,7 @@ from diffjax.runs.measure import (
     telling,
     wanted_samples,
 )
-from diffjax.runs.model import Request
+from diffjax.runs.samples.model import Request
 from diffjax.settings import NumSamples, Seed
 from diffjax.spec import build, choose
 from diffjax.studies import validation

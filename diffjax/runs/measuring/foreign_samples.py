@@ -15,7 +15,7 @@ from diffjax.evaluation.sample_files import read_samples
 from diffjax.host.files import write_json
 from diffjax.host.storage import make_writable
 from diffjax.runs import workdirs
-from diffjax.runs.measure import reference_of, save_neighbours
+from diffjax.runs.measuring.measure import reference_of, save_neighbours
 
 
 def measure_samples(

@@ -13,7 +13,7 @@ from jax import Array
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
-from diffjax.runs.model import Model, Request
+from diffjax.runs.samples.model import Model, Request
 from diffjax.sampling.sample import Recipe, integrate, sample
 from diffjax.sampling.solvers import Denoise, Solver
 from diffjax.shapes import WalkTimes

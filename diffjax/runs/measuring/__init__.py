@@ -1,0 +1,1 @@
+"""Measurements of a run: evaluations and evaluators, likelihoods, probes, and their results."""
