@@ -83,6 +83,8 @@ def experiment(
     traits = traits_of(config)
     solver = traits.solver
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
+    jumps = traits.meaning is Meaning.END_OF_FLOW
+    grids = choices.GRIDS_OF_JUMPS if jumps else choices.GRIDS_OF_PATHS
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
     config.lora = spec(LoraLayers)  # low-rank changes that are trained alone; rank 0 is none
@@ -96,7 +98,7 @@ def experiment(
     config.sampling = spec(
         Recipe,
         solver=copy(choices.SOLVERS[solver]),
-        grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(names["path"], "uniform")]),
+        grid=copy(choices.GRIDS[grids.get(names["path"], "uniform")]),
         num_steps=18,
         guidance_scale=guidance_scale if by_ode else 1.0,
         guidance=lookup.guidance_called("cfg"),

@@ -1,6 +1,9 @@
 """What samples are drawn by by default, whatever is joined around the objective."""
 
+from dataclasses import replace
 from itertools import product
+
+import numpy as np
 
 from configs import digits, digits_mean_flow
 from diffjax import choices
@@ -55,3 +58,12 @@ def test_mean_flow_with_uncertainty_takes_one_evaluation_a_step():
     recipe = build(config.sampling)
     assert recipe.solver is solvers.flow_map()
     assert recipe.nfe == 18
+
+
+def test_two_jumps_of_a_consistency_model_are_not_one():
+    """The second begins where noise is left: at 80/2⁷ on EDM's path, where Karras' has 0.002."""
+    config = digits.get_config("objective=ict")
+    recipe, path = build(config.sampling), build(config.path)
+    times = replace(recipe, num_steps=2).times(path)
+    np.testing.assert_allclose(times, [80.0, 80.0 / 2**7, 0.0], rtol=1e-5)
+    assert build(digits.get_config("objective=edm").sampling).grid == build(choices.GRIDS["karras"])
