@@ -340,7 +340,7 @@ GRIDS: Table = MappingProxyType(
     {
         "uniform": spec(grids.Power),
         "quadratic": spec(grids.Power, exponent=2.0),
-        "uniform_root": spec(grids.Power, exponent=7.0),
+        "uniform_root": spec(grids.UniformRoot),
         "cosine": spec(grids.Cosine),
         "log_snr": spec(grids.UniformLogSNR),
         "karras": spec(grids.Karras),
@@ -394,7 +394,7 @@ AGAINST: Table = MappingProxyType(
 GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
 # The same for jumps to the end with fresh noise after each. The last step of Karras' grid begins at
 # the least noise, where nothing is left to jump over: two steps there are one. This one's begins at
-# 80/2⁷ = 0.63; consistency models were published with 0.66 to 0.82.
+# 0.63; consistency models were published with 0.66 to 0.82.
 GRIDS_OF_JUMPS: Mapping[str, str] = MappingProxyType({"edm": "uniform_root"})
 OPTIMIZERS: Table = MappingProxyType(
     {

@@ -2,9 +2,10 @@
 
     python -m experiments.sweep --sweep=configs/sweeps/fewstep_digits.py
 
-Few-step objectives that need no teacher, with flow matching and noise prediction beside them: the
-same DiT, as many counted operations of training (a JVP and a second evaluation are charged), three
-training seeds. Each is sampled by the solver that belongs to it, without guidance.
+Few-step objectives that need no teacher and no trained weights to begin with, and flow matching and
+noise prediction: the same DiT, as many counted operations of training (a derivative and a second
+evaluation are charged), three training seeds. Each is sampled by the solver that belongs to it,
+without guidance. The settings of each are its defaults.
 """
 
 from diffjax.sweeps.sweep import Sweep
@@ -18,8 +19,8 @@ def get_sweep() -> Sweep:
             "config.seed": (0, 1, 2),
             "objective": (
                 *("flow", "ddpm"),
-                *("mean_flow", "imf", "alpha_flow", "shortcut", "flow_map"),
-                *("consistency", "ict", "ect", "scm"),
+                *("mean_flow", "imf", "pmf", "alpha_flow", "soflow", "shortcut", "flow_map", "tvm"),
+                *("consistency", "ict", "scm", "imm", "drifting"),
             ),
         },
         {

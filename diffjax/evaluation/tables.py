@@ -262,8 +262,8 @@ def metrics_table(evaluation: Mapping[str, Any]) -> str:
     Example:
         >>> print(metrics_table({"accuracy": 0.5, "recall": {"value": 0.25, "floor": None}}))
         metric    value  floor
-        accuracy  0.500      –
         recall    0.250      –
+        accuracy  0.500      –
     """
     found = {
         name: entry if isinstance(entry, Mapping) else {"value": entry}

@@ -52,7 +52,11 @@ def test_outside_of_it_a_signal_is_only_noted():
         assert should_stop()
 
 
-def test_without_handlers_of_a_run_ctrl_c_is_what_it_is_elsewhere():
+def test_without_handlers_of_a_run_ctrl_c_is_what_it_is_elsewhere(request):
+    # A shell's background jobs ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def sleep():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30.0)

@@ -61,9 +61,9 @@ def test_mean_flow_with_uncertainty_takes_one_evaluation_a_step():
 
 
 def test_two_jumps_of_a_consistency_model_are_not_one():
-    """The second begins where noise is left: at 80/2⁷ on EDM's path, where Karras' has 0.002."""
+    """The second begins where noise is left: 80/2⁷ on EDM's path above the least, 0.002."""
     config = digits.get_config("objective=ict")
     recipe, path = build(config.sampling), build(config.path)
     times = replace(recipe, num_steps=2).times(path)
-    np.testing.assert_allclose(times, [80.0, 80.0 / 2**7, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(times, [80.0, 0.002 + 79.998 / 2**7, 0.0], rtol=1e-5)
     assert build(digits.get_config("objective=edm").sampling).grid == build(choices.GRIDS["karras"])

@@ -210,7 +210,8 @@ class UntrainedRun(Run):
 def workdirs(tmp_path, monkeypatch):
     """Folders named after objectives, in each of which `load` finds an untrained run."""
 
-    def load(workdir, weights, allowed_packages):
+    def load(workdir, weights, allowed_packages, step=None):
+        assert step is None
         folder = Path(workdir)
         if not folder.is_dir():
             raise UserError(f"there is no run in {workdir}")

@@ -99,7 +99,7 @@ def without_work() -> Iterator[None]:
         return function(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("runs.model", "runs.likelihoods", "studies.validation"):
+        for module in ("runs.samples.model", "runs.measuring.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
         patch.setattr(workdirs, "build_parts", cached)
         for place in (

@@ -215,7 +215,7 @@ def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progres
     """`draw`, called for each of the recipes in turn, whose progress is logged."""
     numbers, costs = count(1), [0, *accumulate(map(_cost, recipes))]
 
-    def told(named: NamedRecipe) -> tuple[Batches, int]:
+    def logged(named: NamedRecipe) -> tuple[Batches, int]:
         number, n = next(numbers), len(recipes)
         before, cost = costs[number - 1], _cost(named)
         how = f"{named.solver}, {named.recipe.num_steps} steps"
@@ -232,7 +232,7 @@ def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progres
 
         return replace(images, batches=counted()), nfe
 
-    return told
+    return logged
 
 
 def _cost(named: NamedRecipe) -> int:
