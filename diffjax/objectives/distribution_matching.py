@@ -130,8 +130,8 @@ class DistributionMatching(Denoising):
         frozen = jax.lax.stop_gradient((fake, head))
         fooled = self.realism(apply, *frozen, seen)
         real = self.realism(apply, fake, head, self.at_random_times(real_key, batch))
-        told = nn.softplus(_logits(head, hidden)) + nn.softplus(-real)
-        loss = loss + self.adversarial * nn.softplus(-fooled) + self.discriminator_weight * told
+        wrong = nn.softplus(_logits(head, hidden)) + nn.softplus(-real)
+        loss = loss + self.adversarial * nn.softplus(-fooled) + self.discriminator_weight * wrong
         return loss, self.metrics(noised)
 
     def samples(self, apply: Apply, params: Any, key: OneKey, batch: Batch) -> Samples:
