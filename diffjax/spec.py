@@ -32,7 +32,7 @@ _VOCABULARY = (
     "objectives",
     "optimizers",
     "process",
-    "runs.evaluators",
+    "runs.measuring.evaluators",
     "sampling",
     "text.combined",
     "text.encoders",

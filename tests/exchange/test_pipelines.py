@@ -505,6 +505,7 @@ def test_prompts_on_the_command_line(folder, tmp_path, capsys):
         assert arrays["images"].shape == (1, 64, 64, 3)
     prompts = tmp_path / "prompts.txt"
     prompts.write_bytes("a caf\u00e9\n".encode("latin-1"))
+    capsys.readouterr()  # What took longer has said so.
     for more, said in (
         ([f"--prompts=@{prompts}"], f"can't read conditions from {prompts}: 'utf-8'"),
         ([f"--prompts={PROMPT}", "--labels=x"], "--prompts and --labels are both given"),

@@ -55,8 +55,8 @@ class Layout(NamedTuple):
 
 
 def stop_early(workdir, never: bool, pids: list[int]) -> None:
-    """Sends SIGTERM to the last process when all have begun: it stops after a step or two."""
-    file = workdir / "run.json"  # which is written anew between restoring and compiling
+    """Sends SIGTERM to the last process at its first log line: it stops at the next step."""
+    file = workdir / "metrics.jsonl"
     before = file.stat().st_mtime_ns if file.exists() else 0
     until = time.monotonic() + 300
     while not never and time.monotonic() < until and alive(pids[-1]):
