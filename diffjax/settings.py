@@ -58,7 +58,7 @@ class Evaluation(TypedDict):
     seed: Seed
     """Of the noise and of what is drawn by metrics."""
     likelihood: tuple[str, ...]
-    """Methods for bits per dimension: `ode`, `vlb`, `discrete_vlb`; empty is none."""
+    """Methods for bits per dimension: `ode`, `vlb`, `discrete_vlb`; empty for none."""
 
 
 class Mesh(TypedDict, total=False):
@@ -80,7 +80,7 @@ class Expected(TypedDict, total=False):
     image_shape: tuple[int, int, int]
     """Height, width and channels of images or latents."""
     num_classes: int
-    """Number of classes; 0 is none."""
+    """Number of classes; 0 for none."""
     num_images: int
     """Number of training images."""
     condition: Spec
@@ -123,7 +123,7 @@ class Settings(TypedDict):
     trainable: str
     """Patterns of the parameters that are trained, as `*attention*`; empty is all."""
     lora: Spec
-    """Low-rank changes (LoRA) that are trained alone; rank 0 is none."""
+    """Low-rank changes (LoRA) that are trained alone; rank 0 for none."""
     optimizer: Spec
     """From gradients to updates, with the learning rate, its warm-up and schedule, and clipping."""
     nonfinite: Spec
@@ -163,7 +163,7 @@ class Settings(TypedDict):
     evaluators: Spec
     """Metrics during training, by name."""
     best_by: str
-    """The metric whose best checkpoint is kept, as `samples/accuracy`; empty is none."""
+    """The metric whose best checkpoint is kept, as `samples/accuracy`; empty for none."""
     patience_evaluations: NotNegative[int]
     """Early stopping: after so many values of `best_by` in a row that are no better; 0 is never."""
     trackers: Spec

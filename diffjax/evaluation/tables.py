@@ -246,14 +246,8 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     columns, cells = quality_cells(rows)
     lines = [[column.heading for column in columns], *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column.heading in ("solver", "grid") else cell.rjust(width)
-            for column, cell, width in zip(columns, line, widths, strict=True)
-        )
-        for line in lines
-    )
+    left = [column.heading in ("solver", "grid") for column in columns]
+    return _aligned(lines, left)
 
 
 def metrics_table(evaluation: Mapping[str, Any]) -> str:
@@ -275,10 +269,18 @@ def metrics_table(evaluation: Mapping[str, Any]) -> str:
         (label(name), three_digits(each.get("value")), three_digits(each.get("floor")))
         for name, each in found.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return _aligned(rows, [True, False, False])
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
+    """Lines of cells as plain text; the columns of `left` are left-aligned, the others right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {floor:>{widths[2]}}"
-        for name, value, floor in rows
+        "  ".join(
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(line, widths, left, strict=True)
+        )
+        for line in lines
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs in the real trackers, without a network; each goes on with the record of before."""
+"""Runs in the real trackers, without a network; each goes on with its earlier record."""
 
 from importlib import import_module
 

@@ -35,7 +35,7 @@ class Aim:
 
     @contextmanager
     def __call__(self, run: Tracked) -> Iterator[Track]:
-        """Opens the run, that of before if it was tracked before."""
+        """Opens the run: the earlier one if it was tracked before."""
         aim = library("aim")
         record = aim.Run(
             run_hash=run.known or None,

@@ -40,7 +40,7 @@ class MLflow:
 
     @contextmanager
     def __call__(self, run: Tracked) -> Iterator[Track]:
-        """Opens the run, that of before if it was tracked before."""
+        """Opens the run: the earlier one if it was tracked before."""
         entities = library("mlflow.entities")
         client = library("mlflow.tracking").MlflowClient(tracking_uri=self.uri or None)
         known, last = run.known, -1

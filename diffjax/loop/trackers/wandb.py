@@ -42,7 +42,7 @@ class Wandb:
 
     @contextmanager
     def __call__(self, run: Tracked) -> Iterator[Track]:
-        """Opens the run, that of before if it was tracked before."""
+        """Opens the run: the earlier one if it was tracked before."""
         wandb = library("wandb")
         known = run.known or uuid.uuid4().hex[:12]
         record = wandb.init(
