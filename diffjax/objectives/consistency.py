@@ -11,7 +11,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import AtLeastOne, NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Progress, Traits
-from diffjax.objectives.denoising import Noised, Noising
+from diffjax.objectives.denoising import Noised, Noising, in_training
 from diffjax.process.paths import Pair, Path, Scalar, coeffs, log_snr, mix, time_of_log_snr
 from diffjax.process.precond import Apply, Meaning, Predict, denoiser
 from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
@@ -309,14 +309,8 @@ class Consistency(Noising):
 
     def predict(self, apply: Apply, params: Any, noised: Noised) -> Predict:
         """`(x, t, cond) ->` the pair of the end of the flow, in training mode."""
-
-        def evaluate(
-            params: Any, x: Array, noise_label: Array, cond: Any, *, key: Array | None = None
-        ) -> Array:
-            del key
-            return apply(params, x, noise_label, cond, key=noised.key)
-
-        return denoiser(evaluate, params, self.path, self.precond_for(noised.source))
+        network, precond = in_training(apply, noised.key), self.precond_for(noised.source)
+        return denoiser(network, params, self.path, precond)
 
 
 def level_of(path: Path, t: AnyShape) -> AnyShape:

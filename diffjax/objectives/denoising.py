@@ -100,6 +100,17 @@ class Noising(Objective):
         return {**log_snr, "interval": jnp.stack([jnp.ravel(noised.c.t), t_to], axis=-1)}
 
 
+def in_training(apply: Apply, key: OneKey | None) -> Apply:
+    """The network in training mode, with one dropout key for all of its evaluations."""
+
+    def evaluate(
+        params: Any, x: Array, noise_label: Array, cond: Any, *, key: Array | None = key
+    ) -> Array:
+        return apply(params, x, noise_label, cond, key=key)
+
+    return evaluate
+
+
 @register_dataclass
 @dataclass(frozen=True)
 class Denoising(Noising):

@@ -12,7 +12,7 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import AtLeastOne, NotNegative, Probability
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.consistency import TEACHER, FromTeacher
-from diffjax.objectives.denoising import Denoising, Noised, pixel_mean
+from diffjax.objectives.denoising import Denoising, Noised, in_training, pixel_mean
 from diffjax.process.paths import Pair, Scalar, coeffs, mix
 from diffjax.process.precond import Apply, Meaning, Predict, denoiser
 from diffjax.sampling import grids
@@ -154,11 +154,7 @@ class DistributionMatching(Denoising):
 
     def ends(self, apply: Apply, params: Any, key: OneKey) -> Predict:
         """`(x, t, cond) ->` the pair of the end of the flow, in training mode."""
-
-        def evaluate(params: Any, x: Array, noise_label: Array, cond: Any) -> Array:
-            return apply(params, x, noise_label, cond, key=key)
-
-        return denoiser(evaluate, params, self.path, self.precond)  # pyright: ignore[reportArgumentType]
+        return denoiser(in_training(apply, key), params, self.path, self.precond)
 
     def direction(
         self, apply: Apply, fake: Any, teacher_params: Any, key: OneKey, batch: Batch

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne
 from diffjax.objectives.base import Batch, Progress, Traits, check_others
-from diffjax.objectives.denoising import Noising
+from diffjax.objectives.denoising import Noising, in_training
 from diffjax.process.precond import Apply, Meaning, denoiser
 from diffjax.shapes import OneKey, PerSample, Samples
 
@@ -96,13 +96,7 @@ class Drifting(Noising):
         t = jnp.full(len(noise), self.path.t_noise)
         cond = jax.tree.map(copies, batch["cond"])
 
-        def evaluate(
-            params: Any, x: Array, noise_label: Array, cond: Any, *, key: Array | None = None
-        ) -> Array:
-            del key
-            return apply(params, x, noise_label, cond, key=dropout_key)
-
-        predict = denoiser(evaluate, params, self.path, self.precond)
+        predict = denoiser(in_training(apply, dropout_key), params, self.path, self.precond)
         samples = predict(self.start(noise, None), t, cond).x0
         others = self.others(cond, batch["cond"])
         losses = [

@@ -11,7 +11,7 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import AtLeastOne, NotNegative, Positive
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.consistency import FromTeacher
-from diffjax.objectives.denoising import Noising, pixel_mean
+from diffjax.objectives.denoising import Noising, in_training, pixel_mean
 from diffjax.process.paths import Scalar, coeffs, mix
 from diffjax.process.precond import Apply, Meaning, denoiser
 from diffjax.shapes import OneKey, PerSample, Samples
@@ -83,10 +83,7 @@ class LatentConsistency(Noising):
         pair = self.prediction(teacher, noised, noised.x_t, t)
         x_to = mix(coeffs(self.path, t_to, noised.x_t.ndim), pair)
 
-        def evaluate(params: Any, x: Array, noise_label: Array, cond: Any) -> Array:
-            return apply(params, x, noise_label, cond, key=noised.key)
-
-        predict = denoiser(evaluate, params, self.path, precond)  # pyright: ignore[reportArgumentType]
+        predict = denoiser(in_training(apply, noised.key), params, self.path, precond)
 
         def end(x: Samples, t: PerSample) -> Samples:
             return self.bounded(x, predict(x, t, noised.cond).x0, t)
