@@ -101,7 +101,7 @@ _LONG_EXAMPLES = {
     "diffjax/models/lpips/network.py",
     "diffjax/models/movq/network.py",
     "diffjax/models/sd3/network.py",
-    "diffjax/models/seamless.py",
+    "diffjax/models/layers/seamless.py",
     "diffjax/models/sit/network.py",
     "diffjax/models/stable_diffusion/network.py",
     "diffjax/models/unet.py",

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from diffjax.choices import Table
 from diffjax.data import image_folder
-from diffjax.data.headers import Headers
-from diffjax.data.listing import LABEL, Listing, list_images
+from diffjax.data.image_folders.headers import Headers
+from diffjax.data.image_folders.listing import LABEL, Listing, list_images
 from diffjax.defaults import experiment, suiting_steps
 from diffjax.evaluation.extractors.own_classifier import own_classifier
 from diffjax.host.files import place_of

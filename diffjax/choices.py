@@ -23,21 +23,22 @@ from diffjax.codecs import (
 )
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
-from diffjax.objectives import (
-    couplings,
-    derivatives,
+from diffjax.objectives import couplings, derivatives, interpolant, learned_variance, repa, wrappers
+from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.distillation.denoisers import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.distillation.distribution_matching import DistributionMatching
+from diffjax.objectives.distillation.flow_anchored import FlowAnchored
+from diffjax.objectives.distillation.latent_consistency import LatentConsistency
+from diffjax.objectives.distillation.score_regularised import ScoreRegularised
+from diffjax.objectives.few_step import (
     drifting,
     flow_maps,
-    interpolant,
-    learned_variance,
     mean_flow,
     moments,
-    repa,
     solution_flow,
     terminal_velocity,
-    wrappers,
 )
-from diffjax.objectives.consistency import (
+from diffjax.objectives.few_step.consistency import (
     Consistency,
     Doubling,
     FromTeacher,
@@ -45,13 +46,7 @@ from diffjax.objectives.consistency import (
     PseudoHuber,
     Shrinking,
 )
-from diffjax.objectives.continuous_consistency import ContinuousConsistency
-from diffjax.objectives.denoising import Denoising
-from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
-from diffjax.objectives.distribution_matching import DistributionMatching
-from diffjax.objectives.flow_anchored import FlowAnchored
-from diffjax.objectives.latent_consistency import LatentConsistency
-from diffjax.objectives.score_regularised import ScoreRegularised
+from diffjax.objectives.few_step.continuous_consistency import ContinuousConsistency
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (

@@ -17,8 +17,13 @@ from diffjax import choices, lookup
 from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
-from diffjax.models import attention
-from diffjax.models.layers import HIDDEN, attention_layers, attention_off, blocks_off
+from diffjax.models.layers.common import (
+    HIDDEN,
+    attention,
+    attention_layers,
+    attention_off,
+    blocks_off,
+)
 from diffjax.models.low_rank import LoraLayers
 from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch, own_params
 from diffjax.optimizers.mup import rate_factors
@@ -209,7 +214,7 @@ def wire(
         if name not in sown.get(collection, {}):
             raise UserError(
                 f"{type(objective).__name__} compares features inside the network, and "
-                f"{type(network).__name__} sows none (diffjax.models.layers.HIDDEN)"
+                f"{type(network).__name__} sows none (diffjax.models.layers.common.HIDDEN)"
             )
         return output, sown[collection][name][0]
 

@@ -32,7 +32,7 @@ from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.sample import Recipe
 from diffjax.training.flops import matrix_flops
 from diffjax.wiring import check_recipe
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("base", None, "RUN, perhaps with settings as in --then", flag_values=FLAGS)

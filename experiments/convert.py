@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.exchange import convert
-from experiments import cli, published
+from experiments.flags import cli, published
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("from", None, "file, folder or run; runs/x:ema-0.999", flag_values=FLAGS)

@@ -49,7 +49,7 @@ from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Denoise, Solver
 from diffjax.spec import choose
 from diffjax.wiring import check_recipe
-from experiments import cli, published
+from experiments.flags import cli, published
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

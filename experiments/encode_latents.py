@@ -41,7 +41,7 @@ from diffjax.lookup import codec_called, encoder_called
 from diffjax.spec import build
 from diffjax.text import Prompts, prompts
 from diffjax.training.sharding import local_rows
-from experiments import cli, shared_flags
+from experiments.flags import cli, shared
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -76,7 +76,7 @@ flags.DEFINE_integer(
     "batch_size", 0, "images that are encoded together; 0 for a million pixels on each device",
     lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
-shared_flags.define_processes(FLAGS)
+shared.define_processes(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:

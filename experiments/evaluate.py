@@ -39,7 +39,7 @@ from diffjax.runs.measuring.foreign_samples import measure_samples
 from diffjax.runs.measuring.measure import Wanted, measure, own_extractors
 from diffjax.runs.measuring.results import elsewhere
 from diffjax.spec import build
-from experiments import cli, published, shared_flags
+from experiments.flags import cli, published, shared
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run, or for results", flag_values=FLAGS)
@@ -93,8 +93,8 @@ flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
-shared_flags.define_processes(FLAGS)
-shared_flags.define_watchdog(FLAGS)
+shared.define_processes(FLAGS)
+shared.define_watchdog(FLAGS)
 
 _OF_DRAWING = (
     "step", "pretrained", "lora", "solvers", "grids", "num_steps", "num_samples", "labels",
@@ -134,7 +134,7 @@ def main(args: SimpleNamespace) -> None:
     with (
         translate_lost_processes(),
         stop_signals() as should_stop,
-        watched(shared_flags.watchdog(args), run.workdir, what="batch") as begun,
+        watched(shared.watchdog(args), run.workdir, what="batch") as begun,
     ):
         dataset = run.dataset(args.data_path)
         published.record(run, dataset)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.explain.page import write_explanation
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

@@ -23,7 +23,7 @@ from diffjax.exchange.portable import portable_model, portable_sampler
 from diffjax.host.progress import progress
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

@@ -29,8 +29,8 @@ from diffjax.runs.samples.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.spec import build, choose
-from experiments import cli
 from experiments.evaluate import parse_steps
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

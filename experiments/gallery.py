@@ -33,7 +33,7 @@ from diffjax.sampling import editing
 from diffjax.settings import LARGEST, check_whole
 from diffjax.text.prompts import Prompts
 from diffjax.wiring import check_recipe
-from experiments import cli, published
+from experiments.flags import cli, published
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

@@ -19,7 +19,7 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.spec import build
 from diffjax.studies.learning_rates import Losses, final_losses, of_width, plot, table
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)

@@ -23,8 +23,8 @@ from diffjax.host.watchdog import watched
 from diffjax.runs.measuring.likelihoods import METHODS, Method, WantedBits, measure_likelihood
 from diffjax.runs.measuring.measure import add_likelihood
 from diffjax.spec import choose
-from experiments import cli, shared_flags
 from experiments.evaluate import of_first_folder
+from experiments.flags import cli, shared
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -67,7 +67,7 @@ flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_va
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
-shared_flags.define_watchdog(FLAGS)
+shared.define_watchdog(FLAGS)
 
 
 def main(args: Any) -> None:
@@ -80,7 +80,7 @@ def main(args: Any) -> None:
         run = of_first_folder(run, args.out)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
-        watched(shared_flags.watchdog(args), run.workdir, what="batch") as begun,
+        watched(shared.watchdog(args), run.workdir, what="batch") as begun,
         progress(f"measuring bits per dimension by {args.method}"),
     ):
         wanted = WantedBits(

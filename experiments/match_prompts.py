@@ -19,10 +19,10 @@ import numpy as np
 from absl import flags
 
 from diffjax.data import all_images, captioned_folder
-from diffjax.data.captions import attributes_in
+from diffjax.data.image_folders.captions import attributes_in
 from diffjax.errors import UserError
-from diffjax.evaluation.neighbours import COPY_RATIO, nearest_neighbours
-from diffjax.evaluation.prompt_match import Judge, features_of, judge_of, with_copies
+from diffjax.evaluation.scores.neighbours import COPY_RATIO, nearest_neighbours
+from diffjax.evaluation.scores.prompt_match import Judge, features_of, judge_of, with_copies
 from diffjax.host.files import write_json
 from diffjax.host.storage import make_writable
 from diffjax.reports.match_page import write_match_page
@@ -30,7 +30,7 @@ from diffjax.reports.pictures import save_png
 from diffjax.runs.load import Run, load
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

@@ -18,7 +18,7 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.performance.objective_costs import cost_table
 from diffjax.reports.objectives_page import write_objectives_page
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", None, "folder to write into", flag_values=FLAGS)

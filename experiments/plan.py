@@ -34,7 +34,7 @@ from diffjax.performance.planning.tables import details, plan_summary, plans_as_
 from diffjax.performance.planning.topologies import CHIPS, SHAPES, Topology, topology_called
 from diffjax.reports.run_page import write_report
 from diffjax.spec import TARGET, to_json
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)

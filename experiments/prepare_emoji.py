@@ -32,10 +32,10 @@ from PIL import Image
 from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs.taesd import TAESD
 from diffjax.data import captioned_folder
-from diffjax.data.captions import TEST, TRAIN
 from diffjax.data.emoji import attributes_of, held_out
+from diffjax.data.image_folders.captions import TEST, TRAIN
+from diffjax.data.image_folders.metadata import METADATA
 from diffjax.data.latents import FACTS
-from diffjax.data.metadata import METADATA
 from diffjax.errors import UserError
 from diffjax.host.files import place_of, write_whole
 from diffjax.host.lock import locked
@@ -45,7 +45,7 @@ from diffjax.models.taesd.sizes import ADDRESS
 from diffjax.pretrained.downloads import find_weights, sha256_of_file
 from diffjax.text import FolderEncoder, prompts
 from diffjax.training.sharding import local_rows
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "data/emoji", "folder to write", flag_values=FLAGS)

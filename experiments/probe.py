@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.runs.measuring.probe import probe_run
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

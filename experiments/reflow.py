@@ -23,7 +23,7 @@ from diffjax.host.watchdog import watched
 from diffjax.runs.measuring.measure import labels_in_mix, wanted_samples
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
-from experiments import cli, shared_flags
+from experiments.flags import cli, shared
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -45,7 +45,7 @@ flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
-shared_flags.define_watchdog(FLAGS)
+shared.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -72,7 +72,7 @@ def main(args: SimpleNamespace) -> None:
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     request, model = Request(samples.condition, args.seed), run.model(args.weights)
     with (
-        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
+        watched(shared.watchdog(args), Path(args.workdir), what="batch") as begun,
         progress(f"drawing {args.num_pairs} pairs", args.num_pairs) as drawing,
     ):
 

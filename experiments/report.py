@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.reports.sweep_page import write_sweep_report
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("workdir", None, "a sweep's folder, or runs' folders", flag_values=FLAGS)

@@ -20,13 +20,13 @@ from diffjax.conditions import Classes
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.evaluation.sample_files import check_place, write_samples
-from diffjax.evaluation.seams import jump_at_edges
+from diffjax.evaluation.scores.seams import jump_at_edges
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.models.seamless import AXES
+from diffjax.models.layers.seamless import AXES
 from diffjax.reports.pictures import (
     captions,
     columns_by_class,
@@ -44,8 +44,8 @@ from diffjax.runs.workdirs import RUN
 from diffjax.sampling.guidance import NegativeCondition
 from diffjax.sampling.sample import Recipe, Trace
 from diffjax.wiring import check_recipe
-from experiments import cli, published, shared_flags
 from experiments.cascade import THEN, stage_of
+from experiments.flags import cli, published, shared
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -106,8 +106,8 @@ flags.DEFINE_string(
     "out", None, "picture; or x.npz with arr_0; or FOLDER/ of PNGs",
     flag_values=FLAGS,
 )  # fmt: skip
-shared_flags.define_processes(FLAGS)
-shared_flags.define_watchdog(FLAGS)
+shared.define_processes(FLAGS)
+shared.define_watchdog(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
 _NUM_SAMPLES = 64
@@ -270,7 +270,7 @@ def images_and_cost(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Draws samples; returns them with their cost: evaluations per sample, or sequential rounds."""
     n = args.batch_size
-    with watched(shared_flags.watchdog(args), folder, what="batch") as begun:
+    with watched(shared.watchdog(args), folder, what="batch") as begun:
         if args.parallel:
             begun(1)
             found = model.in_parallel(recipe, request, args.parallel, args.tolerance)

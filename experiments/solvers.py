@@ -29,7 +29,7 @@ from diffjax.sampling.solvers import Solver
 from diffjax.spec import build, choose
 from diffjax.studies import convergence
 from diffjax.studies.solver_cost import solver_costs
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", None, "folder of the results", flag_values=FLAGS)

@@ -63,7 +63,7 @@ from diffjax.sweeps.search import (
 )
 from diffjax.sweeps.sweep import STEPS, Cell, Sweep
 from diffjax.sweeps.worker import in_subprocess, units, work
-from experiments import cli, shared_flags
+from experiments.flags import cli, shared
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "Python file with a get_sweep()", flag_values=FLAGS)
@@ -74,7 +74,7 @@ flags.DEFINE_multi_string(
     "a setting for all cells, for example config.data.path=FOLDER; can be repeated",
     flag_values=FLAGS,
 )
-shared_flags.define_extend(FLAGS)
+shared.define_extend(FLAGS)
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
 flags.DEFINE_bool("status", False, "show the status of all cells, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)

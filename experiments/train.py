@@ -40,7 +40,7 @@ from diffjax.runs.extension import planned
 from diffjax.runs.measuring.measure import own_extractor
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
-from experiments import cli, shared_flags
+from experiments.flags import cli, shared
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -62,9 +62,9 @@ flags.DEFINE_string(
     "compilation_cache", None, "folder of compiled programs, for quick starts; by default "
     "JAX_COMPILATION_CACHE_DIR or ~/.cache/diffjax", flag_values=FLAGS,
 )  # fmt: skip
-shared_flags.define_extend(FLAGS)
-shared_flags.define_processes(FLAGS)
-shared_flags.define_watchdog(FLAGS)
+shared.define_extend(FLAGS)
+shared.define_processes(FLAGS)
+shared.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -84,7 +84,7 @@ def main(args: SimpleNamespace) -> None:
     if args.compilation_cache is not None:
         cli.keep_compiled_programs(args.compilation_cache)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    watchdog = shared_flags.watchdog(args)
+    watchdog = shared.watchdog(args)
     try:
         page = train(
             config, workdir, command, extend=args.extend, watchdog=watchdog, profile=profile

@@ -26,7 +26,7 @@ from diffjax.errors import UserError
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
 from diffjax.spec import to_json
-from experiments import cli, shared_flags
+from experiments.flags import cli, shared
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -35,8 +35,8 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, print a summary, and stop", flag_values=FLAGS
 )
-shared_flags.define_processes(FLAGS)
-shared_flags.define_watchdog(FLAGS)
+shared.define_processes(FLAGS)
+shared.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -53,7 +53,7 @@ def main(args: SimpleNamespace) -> None:
         return
     workdir = Path(args.workdir or Path("runs") / args.config.name)
     command = shlex.join(["python", "-m", "experiments.train_autoencoder", *sys.argv[1:]])
-    page = train_autoencoder(args.config, workdir, command, watchdog=shared_flags.watchdog(args))
+    page = train_autoencoder(args.config, workdir, command, watchdog=shared.watchdog(args))
     if is_first():
         print(f"{headline(workdir)}\nopen {page}")
 

@@ -38,7 +38,7 @@ from diffjax.evaluation.extractors.own_classifier import CACHE, file_for
 from diffjax.host.files import write_whole
 from diffjax.host.storage import make_writable
 from diffjax.spec import build
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS, optional=True)

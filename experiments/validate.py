@@ -28,7 +28,7 @@ from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.studies.validation import ValidationLoss
 from diffjax.training.sharding import batch_sharding
-from experiments import cli
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("workdirs", None, "folders of the runs", flag_values=FLAGS)

@@ -20,7 +20,7 @@ import numpy as np
 from diffjax import config_files
 from diffjax.ensemble.members import compile_steps, members_of, stack
 from diffjax.errors import UserError
-from diffjax.models.attention import IMPLEMENTATIONS, attention
+from diffjax.models.layers.attention import IMPLEMENTATIONS, attention
 from diffjax.performance.planning import fitting
 from diffjax.performance.planning.analytic import model_of
 from diffjax.performance.planning.compiled import expected_data, needs_on

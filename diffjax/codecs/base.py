@@ -17,7 +17,7 @@ from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
 from diffjax.models.autoencoder_kl.network import Posterior
-from diffjax.models.seamless import circular
+from diffjax.models.layers.seamless import circular
 from diffjax.shapes import Array, Images, Latents
 from diffjax.spec import as_spec, to_json
 
@@ -116,7 +116,7 @@ class Codec:
         """The same codec for images that continue at their opposite side (`models.seamless`).
 
         Args:
-            axes: a name in `diffjax.models.seamless.AXES`.
+            axes: a name in `diffjax.models.layers.seamless.AXES`.
         """
         return Seamless(self, axes)
 
@@ -260,7 +260,7 @@ class Seamless(Around):
 
     Attributes:
         codec: the codec.
-        axes: a name in `diffjax.models.seamless.AXES`.
+        axes: a name in `diffjax.models.layers.seamless.AXES`.
     """
 
     codec: Codec

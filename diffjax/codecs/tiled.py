@@ -12,7 +12,7 @@ from jax import Array
 from diffjax.codecs.base import Around, Codec, Posterior, scale_of
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative
-from diffjax.models.seamless import AXES, circular
+from diffjax.models.layers.seamless import AXES, circular
 from diffjax.shapes import Images, Latents
 
 
@@ -152,7 +152,7 @@ class SeamlessTiles(Around):
 
     Attributes:
         codec: the codec in tiles.
-        axes: a name in `diffjax.models.seamless.AXES`.
+        axes: a name in `diffjax.models.layers.seamless.AXES`.
     """
 
     codec: Tiled

@@ -1,11 +1,11 @@
 """Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
-from diffjax.data.captions import captioned_folder
 from diffjax.data.features import featured
-from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
+from diffjax.data.image_folders.captions import captioned_folder
+from diffjax.data.image_folders.folder import image_folder
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import (

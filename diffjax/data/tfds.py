@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
-from diffjax.data.folder import read_image
+from diffjax.data.image_folders.damaged import passing_over
+from diffjax.data.image_folders.folder import read_image
 from diffjax.data.sources import DataSet, Example, Source
 from diffjax.errors import UserError
 from diffjax.host.files import place_of

@@ -5,15 +5,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffjax.evaluation.copying import data_copying, inauthentic
-from diffjax.evaluation.distances import gaussian_kernel_distance
-from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.image_statistics import CollectedStatistics
-from diffjax.evaluation.manifolds import manifold_scores
-from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
-from diffjax.evaluation.neighbours import copied, memorisation, nearest_neighbours
 from diffjax.evaluation.reference import Reference, thin
-from diffjax.evaluation.scores import NUM_SPLITS, inception_score
+from diffjax.evaluation.scores.copying import data_copying, inauthentic
+from diffjax.evaluation.scores.distances import gaussian_kernel_distance
+from diffjax.evaluation.scores.extrapolation import extrapolated_distance, fewest_samples
+from diffjax.evaluation.scores.inception_score import NUM_SPLITS, inception_score
+from diffjax.evaluation.scores.manifolds import manifold_scores
+from diffjax.evaluation.scores.mixtures import mode_weights, sliced_wasserstein_to
+from diffjax.evaluation.scores.neighbours import copied, memorisation, nearest_neighbours
 
 _K = 5  # of Naeem et al.
 _MOST_ON_MANIFOLDS = 10_000  # as in Naeem et al.; the cost grows with the square

@@ -14,10 +14,10 @@ from jax.experimental import multihost_utils
 from diffjax.data import Source
 from diffjax.data.pipeline import batch_at
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import Statistics
 from diffjax.evaluation.extractors.features import Extractor, check_images
 from diffjax.evaluation.moments import Moments
-from diffjax.evaluation.scores import NUM_SPLITS, InceptionScore, ScoreSums
+from diffjax.evaluation.scores.distances import Statistics
+from diffjax.evaluation.scores.inception_score import NUM_SPLITS, InceptionScore, ScoreSums
 
 MOST_FEATURES = 10_000
 _BATCH_SIZE_IMAGES = 1024

@@ -7,12 +7,6 @@ import numpy as np
 
 from diffjax.data import to_float, to_uint8
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import (
-    Statistics,
-    frechet_distance_from_root,
-    kernel_distance,
-    statistics,
-)
 from diffjax.evaluation.extractors.features import check_images
 from diffjax.evaluation.further_metrics import (
     further_metrics,
@@ -26,11 +20,17 @@ from diffjax.evaluation.image_statistics import (
     collect_each,
 )
 from diffjax.evaluation.intervals import wilson_interval
-from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
 from diffjax.evaluation.reference import thin
-from diffjax.evaluation.text_scores import facts_of, text_metrics
+from diffjax.evaluation.scores.distances import (
+    Statistics,
+    frechet_distance_from_root,
+    kernel_distance,
+    statistics,
+)
+from diffjax.evaluation.scores.label_mix import label_mix, proportional_labels
+from diffjax.evaluation.scores.text_scores import facts_of, text_metrics
 
 
 def compare(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import Statistics, checked
+from diffjax.evaluation.scores.distances import Statistics, checked
 
 
 @dataclass(frozen=True)

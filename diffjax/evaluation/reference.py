@@ -13,14 +13,6 @@ import diffjax
 from diffjax.codecs import Codec, Identity
 from diffjax.data import DataSet, Source, all_captions, eval_batches, to_float, to_uint8
 from diffjax.evaluation.cached_arrays import Arrays, cached
-from diffjax.evaluation.copying import inauthentic
-from diffjax.evaluation.distances import (
-    FEWEST_IMAGES,
-    KernelDistance,
-    Statistics,
-    kernel_distance,
-    symmetric_root,
-)
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.image_statistics import (
     MOST_FEATURES,
@@ -29,7 +21,15 @@ from diffjax.evaluation.image_statistics import (
     read_at_once,
     thinned_rows,
 )
-from diffjax.evaluation.neighbours import nearest_neighbours
+from diffjax.evaluation.scores.copying import inauthentic
+from diffjax.evaluation.scores.distances import (
+    FEWEST_IMAGES,
+    KernelDistance,
+    Statistics,
+    kernel_distance,
+    symmetric_root,
+)
+from diffjax.evaluation.scores.neighbours import nearest_neighbours
 from diffjax.oracle.analytic import GaussianMixture
 
 _FORMAT = 3  # of what is stored of a data set

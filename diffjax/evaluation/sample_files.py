@@ -12,8 +12,8 @@ from PIL import Image
 from diffjax.data import DataSet, to_float, to_uint8
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import evenly, hash_parts
-from diffjax.data.folder import read_image
-from diffjax.data.listing import images_in
+from diffjax.data.image_folders.folder import read_image
+from diffjax.data.image_folders.listing import images_in
 from diffjax.errors import UserError
 from diffjax.evaluation.image_statistics import ImageSet
 from diffjax.host.files import place_of, write_npz

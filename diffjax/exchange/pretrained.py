@@ -47,10 +47,10 @@ from diffjax.exchange.single_files import components_in, prompts_in, scheduler_o
 from diffjax.host.files import place_of
 from diffjax.models.autoencoder_kl.published import has_autoencoder
 from diffjax.models.families import Found, found_in, networks_in, settings_of
-from diffjax.models.layers import compute_type
+from diffjax.models.layers.common import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.stable_diffusion.network import StableDiffusionUNet
-from diffjax.objectives.distilled import Distilled
+from diffjax.objectives.distillation.distilled import Distilled
 from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.folders import CONFIG, Contents, denoiser_of, read_object, read_weights
 from diffjax.pretrained.lora import NETWORK, Lora, read_lora

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from diffjax.errors import UserError
 from diffjax.models.families import LAYOUTS, Found
-from diffjax.models.layers import in_stack, is_stacked
+from diffjax.models.layers.common import in_stack, is_stacked
 from diffjax.models.low_rank import KERNEL, A, B, LoraLayers, lora_layers
 from diffjax.pretrained.factors import Factors, to_ours, to_theirs
 from diffjax.pretrained.family import Denoiser, Family

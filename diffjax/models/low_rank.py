@@ -22,7 +22,7 @@ from flax.linen import initializers
 
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative
-from diffjax.models.layers import rows_as_one
+from diffjax.models.layers.common import rows_as_one
 
 A, B = "lora_a", "lora_b"
 """The names of the two matrices, beside that of their kernel."""

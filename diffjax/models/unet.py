@@ -19,8 +19,7 @@ from jaxtyping import Float
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.context import AttentionWithTokens, Parts, beside, parts_of
-from diffjax.models.layers import (
+from diffjax.models.layers.common import (
     COSINES_FIRST,
     HIDDEN,
     Conditioning,
@@ -30,10 +29,11 @@ from diffjax.models.layers import (
     Sinusoids,
     compute_type,
 )
-from diffjax.models.placement import BATCH, constrain
-from diffjax.models.remat import rematerialised
-from diffjax.models.resampling import BOX, check_filter, doubled, halved
-from diffjax.models.transformer_block import TransformerBlock
+from diffjax.models.layers.context import AttentionWithTokens, Parts, beside, parts_of
+from diffjax.models.layers.placement import BATCH, constrain
+from diffjax.models.layers.remat import rematerialised
+from diffjax.models.layers.resampling import BOX, check_filter, doubled, halved
+from diffjax.models.layers.transformer_block import TransformerBlock
 from diffjax.shapes import Array, Images, NoiseLabels
 
 # Not split by rows: XLA's convolutions of maps that are split by rows and by channels at once
@@ -359,14 +359,16 @@ class UNet(nn.Module):
         dropout: the fraction of activations dropped in each residual block in training; 0.1 in DDPM
             and in ADM at 64×64.
         dtype: the compute type, `"float32"` or `"bfloat16"`; parameters are always float32.
-        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        attention: `"auto"` or a name in
+            `diffjax.models.layers.attention.IMPLEMENTATIONS`.
         out_channels: the number of output channels; 0 means that of the input.
-        remat: a name in `diffjax.models.remat.REMAT`: which activations residual and attention
-            blocks keep.
+        remat: a name in `diffjax.models.layers.remat.REMAT`: which activations residual and
+            attention blocks keep.
         first_multiplier: the factor of the first convolution; 0.5 in ADM at 512×512.
         num_heads: the number of attention heads on all maps; 0 means as many as `head_channels`
             divides. 1 in DDPM and DDPM++.
-        qkv_order: the order of attention's columns, a name in `diffjax.models.layers.QKV_ORDERS`.
+        qkv_order: the order of attention's columns, a name in
+            `diffjax.models.layers.common.QKV_ORDERS`.
         sparse_attention: whether on the way up only the last block of a level is followed by
             attention, as in DDPM++.
         norm_epsilon: of all group norms; 1e-5 in ADM, 1e-6 in DDPM and DDPM++.

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from diffjax.models.layers import SelfAttention, compute_type
-from diffjax.models.norms import norm
+from diffjax.models.layers.common import SelfAttention, compute_type
+from diffjax.models.layers.norms import norm
 from diffjax.shapes import Array, Images, Tokens
 
 

@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.kinds import Decay, NotNegative, Positive, Range
-from diffjax.models.magnitude import MPFunction
+from diffjax.models.layers.magnitude import MPFunction
 from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar

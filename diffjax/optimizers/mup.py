@@ -8,7 +8,7 @@ times √n, so that of hidden kernels falls as 1/√n, as in the usual initialis
 begins at zero needs no factor of its own: dividing its rate is the same to Adam as dividing its
 output. Kernels whose inputs do not grow (patches, noise labels), biases, scales and embeddings keep
 their rate and initial deviation. Logits of heads that grow are divided by d and not by √d
-(`diffjax.models.layers.as_of_head_width`).
+(`diffjax.models.layers.common.as_of_head_width`).
 
 Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, tables 3 and 8; Zheng et al. 2025, "Scaling
 Diffusion Transformers Efficiently via μP", arXiv:2505.15270.

@@ -13,7 +13,7 @@ from diffjax.optimizers.muon import is_axes, matrices
 from diffjax.optimizers.schedules import Constant, Schedule
 
 EPSILON = 1e-4
-"""Added to a magnitude before it divides, as in `diffjax.models.magnitude`."""
+"""Added to a magnitude before it divides, as in `diffjax.models.layers.magnitude`."""
 
 
 def normalised_adam(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition
 from diffjax.data.augment import Augmentation
-from diffjax.models.attention import REVERSE_ONLY
+from diffjax.models.layers.attention import REVERSE_ONLY
 from diffjax.optimizers.base import Optimizer
 from diffjax.optimizers.mup import by_width
 from diffjax.optimizers.turns import in_turns

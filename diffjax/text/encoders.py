@@ -19,7 +19,7 @@ from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import OPENCLIP, encoders_in
 from diffjax.models.families import Found, find_published, found_in
-from diffjax.models.layers import compute_type
+from diffjax.models.layers.common import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.qwen3.network import Qwen3
 from diffjax.models.t5.network import T5Encoder

@@ -18,8 +18,8 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError, nearest
-from diffjax.models.layers import is_stacked
-from diffjax.models.placement import Axes, fit
+from diffjax.models.layers.common import is_stacked
+from diffjax.models.layers.placement import Axes, fit
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 Rule = tuple[str, tuple[Axes, ...]]
@@ -154,7 +154,7 @@ def by_slice(devices: Sequence[Any], data: int) -> list[Any]:
 
 
 def on_mesh(apply: Callable[..., Any], mesh: Mesh, rules: Sequence[Rule]) -> Callable[..., Any]:
-    """A network that is traced in the context of a mesh, for `diffjax.models.placement`.
+    """A network that is traced in the context of a mesh, for `diffjax.models.layers.placement`.
 
     `inspect.unwrap` returns the network, for programs on another mesh.
     """

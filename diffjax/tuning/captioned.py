@@ -22,9 +22,9 @@ from diffjax.codecs import Codec
 from diffjax.conditions import Condition, Several
 from diffjax.conditions.numbers import Numbers
 from diffjax.data import captioned_folder
-from diffjax.data.buckets import BucketedSource, bucket_of, bucket_sizes
-from diffjax.data.folder import BACKGROUND, FolderSource
-from diffjax.data.headers import size_of
+from diffjax.data.image_folders.buckets import BucketedSource, bucket_of, bucket_sizes
+from diffjax.data.image_folders.folder import BACKGROUND, FolderSource
+from diffjax.data.image_folders.headers import size_of
 from diffjax.data.latents import FACTS, latents
 from diffjax.data.sources import Batch, DataSet, Example, Source, SplitSeed, TestFraction
 from diffjax.errors import UserError
@@ -62,7 +62,7 @@ def captioned_latents(
     codec has a posterior, its moments are stored, and training draws other latents each time.
 
     Args:
-        path: the folder of pictures and captions (`diffjax.data.captions`).
+        path: the folder of pictures and captions (`diffjax.data.image_folders.captions`).
         image_size: the side of the pictures in pixels.
         caption: of pictures that have none.
         test_fraction: the fraction of pictures for testing; with 0 there are none.

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import to_uint8
-from diffjax.data.captions import captioned_folder
+from diffjax.data.image_folders.captions import captioned_folder
 from diffjax.data.sources import Batch, DataSet, Example, Source
 from diffjax.errors import UserError
 from diffjax.exchange.pretrained import from_pretrained

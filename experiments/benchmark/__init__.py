@@ -29,7 +29,6 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.workdirs import git_revision
-from experiments import cli
 from experiments.benchmark.against_torch import Pair, measure_pairs
 from experiments.benchmark.autoencoders import check_autoencoder, measure_autoencoder
 from experiments.benchmark.cases import (
@@ -50,6 +49,7 @@ from experiments.benchmark.tables import (
     startup_tables,
     throughput_table,
 )
+from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments import cli
 from experiments.benchmark import FLAGS, USAGE, main
+from experiments.flags import cli
 
 sys.exit(cli.run(main, FLAGS, usage=USAGE))

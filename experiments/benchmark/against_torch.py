@@ -16,8 +16,8 @@ from diffjax.errors import UserError
 from diffjax.performance.throughput import sampling_program, timed, training_program
 from diffjax.runs.setup import set_up
 from diffjax.spec import TARGET
-from experiments import cli
 from experiments.benchmark.cases import Case
+from experiments.flags import cli
 
 Rounds = Mapping[str, Callable[[], float]]
 """Programs by name; each runs a batch and returns its seconds."""

@@ -9,8 +9,8 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.published import FAMILY
 from diffjax.performance.throughput import timed
-from experiments import cli
 from experiments.benchmark.against_torch import Pair, Rounds, measure_in_turns, torch_device
+from experiments.flags import cli
 
 
 def measure_autoencoder(size: str, *, pixels: int, num_images: int, rounds: int) -> list[Pair]:

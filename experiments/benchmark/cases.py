@@ -31,7 +31,7 @@ from diffjax.performance.throughput import (
 )
 from diffjax.runs.setup import set_up
 from diffjax.spec import build
-from experiments import cli
+from experiments.flags import cli
 
 
 @dataclass(frozen=True)

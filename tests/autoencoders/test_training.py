@@ -23,8 +23,8 @@ from diffjax.models.taesd.network import TAESD
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.spec import build, spec
 from diffjax.training.sharding import make_mesh
-from experiments import cli
 from experiments import train_autoencoder as program
+from experiments.flags import cli
 from tests.support.later import Later, needs
 from tests.support.toy_autoencoder import Factors, Logits, Toy
 

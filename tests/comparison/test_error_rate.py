@@ -15,7 +15,7 @@ import pytest
 from diffjax.comparison.verdicts import paired_differences
 from diffjax.conditions import Unconditional
 from diffjax.data import colours
-from diffjax.evaluation.distances import frechet_distance, statistics
+from diffjax.evaluation.scores.distances import frechet_distance, statistics
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers.adam import adamw
 from diffjax.optimizers.schedules import Cosine

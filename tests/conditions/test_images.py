@@ -15,7 +15,7 @@ from diffjax.data import ArraySource, Augment, DataSet, GivenSource, batches, di
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import train_step_of
 from diffjax.models import DiT, UNet
-from diffjax.models.context import parts_of
+from diffjax.models.layers.context import parts_of
 from diffjax.runs.samples.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh

@@ -13,7 +13,7 @@ from diffjax.codecs import Identity
 from diffjax.conditions import Augmented, Classes, LowResolution, Several
 from diffjax.data import digits, downscaled, upscaling
 from diffjax.errors import UserError
-from diffjax.models.context import parts_of
+from diffjax.models.layers.context import parts_of
 from diffjax.process.paths import Cosine
 from diffjax.runs.samples.cascade import Cascade, Stage, enlarging
 from diffjax.runs.samples.condition_files import read
@@ -161,7 +161,7 @@ def test_small_images_of_a_data_set_are_its_means():
 
 def test_a_smaller_image_of_a_condition_is_enlarged_linearly():
     """Half-way values between neighbours, and the edge's own beyond."""
-    from diffjax.models.context import Enlarged
+    from diffjax.models.layers.context import Enlarged
 
     found = jax.jit(Enlarged((1, 2)).apply)({}, jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1))
     np.testing.assert_allclose(found.ravel(), [0, 1, 3, 4])

@@ -25,7 +25,6 @@ from diffjax.loop import loop
 from diffjax.runs.measuring.measure import Wanted, measure
 from diffjax.spec import spec
 from experiments import (
-    cli,
     edit,
     evaluate,
     export,
@@ -36,6 +35,7 @@ from experiments import (
     sample,
     validate,
 )
+from experiments.flags import cli
 from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import assert_same, loaded, on_one_device, tiny_config, without_pictures
 

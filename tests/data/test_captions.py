@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffjax.data import captioned_folder
-from diffjax.data.headers import size_of
+from diffjax.data.image_folders.headers import size_of
 from diffjax.errors import UserError
 
 TEXTS = {"a.png": "a red apple", "b.png": "a blue whale, by night", "more/c.png": "naïve 🍎"}

@@ -36,12 +36,12 @@ from diffjax.data import (
     to_uint8,
 )
 from diffjax.data.augment import UNIFORMS_PER_IMAGE
-from diffjax.data.damaged import PassingOver
 from diffjax.data.fingerprints import evenly, hash_parts
-from diffjax.data.folder import read_image
+from diffjax.data.image_folders.damaged import PassingOver
+from diffjax.data.image_folders.folder import read_image
 from diffjax.data.randomness import permutation, random_bits, uniforms
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import frechet_distance, statistics
+from diffjax.evaluation.scores.distances import frechet_distance, statistics
 
 
 def numbered(num_images: int) -> ArraySource:

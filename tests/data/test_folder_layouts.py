@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax.data.folder import image_folder
-from diffjax.data.headers import Headers
+from diffjax.data.image_folders.folder import image_folder
+from diffjax.data.image_folders.headers import Headers
 from diffjax.data.pipeline import batches
 from diffjax.data.sources import DataSet
 from diffjax.errors import UserError

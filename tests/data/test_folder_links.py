@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffjax.data.folder import FolderSource, image_folder
+from diffjax.data.image_folders.folder import FolderSource, image_folder
 from diffjax.errors import UserError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax.data.folder import image_folder, read_image
+from diffjax.data.image_folders.folder import image_folder, read_image
 from diffjax.errors import UserError
 
 # Deeper than 8 bits: written by hand, because Pillow writes none of them.

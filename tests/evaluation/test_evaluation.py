@@ -18,7 +18,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from diffjax.data import DataSet, all_images, colours, digits, fashion_mnist
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import frechet_distance, kernel_distance, statistics
 from diffjax.evaluation.extractors import classifier
 from diffjax.evaluation.extractors.features import classifier_features, pixel_features
 from diffjax.evaluation.image_statistics import Batches
@@ -30,7 +29,8 @@ from diffjax.evaluation.metrics import (
     reference,
     thin,
 )
-from diffjax.evaluation.neighbours import memorisation, nearest_neighbours
+from diffjax.evaluation.scores.distances import frechet_distance, kernel_distance, statistics
+from diffjax.evaluation.scores.neighbours import memorisation, nearest_neighbours
 from experiments import train_classifier
 from tests.support.compilations import compilations
 

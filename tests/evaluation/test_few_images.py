@@ -8,9 +8,9 @@ import pytest
 
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
-from diffjax.evaluation.copying import data_copying
 from diffjax.evaluation.extractors.features import pixel_features, pretrained, with_params
 from diffjax.evaluation.metrics import compare, reference
+from diffjax.evaluation.scores.copying import data_copying
 
 
 def source_of(num_images: int, seed: int) -> ArraySource:

@@ -13,13 +13,14 @@ import diffjax
 from diffjax.comparison.provenance import check_comparable
 from diffjax.data import ArraySource, DataSet
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import frechet_distance
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.metrics import compare, reference
+from diffjax.evaluation.scores.distances import frechet_distance
+from diffjax.evaluation.scores.label_mix import label_mix, proportional_labels
 from diffjax.runs.measuring import measure
 from diffjax.runs.measuring.measure import Wanted, check_evaluation
-from experiments import cli, evaluate
+from experiments import evaluate
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 DARK, LIGHT = 60.0, 200.0

@@ -11,18 +11,22 @@ import scipy.special
 import scipy.stats
 
 from diffjax.errors import UserError
-from diffjax.evaluation.copying import data_copying, inauthentic
-from diffjax.evaluation.distances import (
+from diffjax.evaluation.scores.copying import data_copying, inauthentic
+from diffjax.evaluation.scores.distances import (
     Statistics,
     frechet_distance,
     gaussian_kernel_distance,
     statistics,
 )
-from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
-from diffjax.evaluation.manifolds import manifold_scores
-from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein, sliced_wasserstein_to
-from diffjax.evaluation.neighbours import nearest_neighbours
-from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.scores.extrapolation import extrapolated_distance, fewest_samples
+from diffjax.evaluation.scores.inception_score import inception_score
+from diffjax.evaluation.scores.manifolds import manifold_scores
+from diffjax.evaluation.scores.mixtures import (
+    mode_weights,
+    sliced_wasserstein,
+    sliced_wasserstein_to,
+)
+from diffjax.evaluation.scores.neighbours import nearest_neighbours
 from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.paths import Linear
 

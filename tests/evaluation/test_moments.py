@@ -17,12 +17,12 @@ from diffjax.data import ArraySource, DataSet, digits, to_float, to_uint8
 from diffjax.errors import UserError
 from diffjax.evaluation import image_statistics
 from diffjax.evaluation.cached_arrays import cached
-from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.image_statistics import Batches, collect, thinned_rows
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.moments import Moments
-from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.scores.distances import frechet_distance, statistics
+from diffjax.evaluation.scores.inception_score import inception_score
 
 
 def in_parts(array, *sizes):

@@ -19,7 +19,8 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.extractors.own_classifier import file_for, own_classifier
 from diffjax.runs.measuring.measure import own_extractor, own_extractors
 from diffjax.spec import spec
-from experiments import cli, train, train_classifier
+from experiments import train, train_classifier
+from experiments.flags import cli
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.evaluation.prompt_match import (
+from diffjax.evaluation.scores.prompt_match import (
     discriminant,
     features_of,
     judge_of,

@@ -10,11 +10,11 @@ import scipy.stats
 
 from diffjax.data import ArraySource, DataSet, Source, all_images
 from diffjax.evaluation import image_statistics
-from diffjax.evaluation.copying import clustered_rows, data_copying, inauthentic
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.image_statistics import ImageSet
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.evaluation.neighbours import nearest_neighbours
+from diffjax.evaluation.scores.copying import clustered_rows, data_copying, inauthentic
+from diffjax.evaluation.scores.neighbours import nearest_neighbours
 
 SHAPE = (8, 8, 3)
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from diffjax.data import digits, to_float
 from diffjax.errors import UserError
-from diffjax.evaluation import text_scores
 from diffjax.evaluation.evaluate import NamedRecipe, evaluate
 from diffjax.evaluation.extractors.clip import clip_folder
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.evaluation.metrics import compare, reference
+from diffjax.evaluation.scores import text_scores
 from diffjax.host.run_files import read_json
 from diffjax.loop import loop
 from diffjax.models.dit import DiT
@@ -24,8 +24,8 @@ from diffjax.runs.measuring.measure import own_prompts, wanted_samples
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from experiments import cli
 from experiments import evaluate as evaluate_run
+from experiments.flags import cli
 from tests.support.later import Later
 from tests.support.phrases import Phrases, phrases
 from tests.support.tiny_clip import write_tiny_clip

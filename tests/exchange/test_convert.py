@@ -28,8 +28,8 @@ from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.folders import read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, find_initial_weights
-from experiments import cli
 from experiments import convert as experiment
+from experiments.flags import cli
 from tests.models.test_families import SMALL, drawn
 from tests.references import autoencoder_kl as reference
 

@@ -12,7 +12,8 @@ import pytest
 from diffjax.errors import UserError
 from diffjax.pretrained.files import read_state_dict
 from diffjax.pretrained.folders import write_folder
-from experiments import cli, convert
+from experiments import convert
+from experiments.flags import cli
 from tests.pretrained.test_files import WHOLE
 from tests.pretrained.test_torch_files import STORAGE, Call, old_format, tensor, torch_zip
 from tests.support import persistent_pickles as nvidia

@@ -14,7 +14,8 @@ from diffjax.runs.samples.experts import divided
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.guidance import OtherCondition, SkipLayers
-from experiments import cli, edit, sample
+from experiments import edit, sample
+from experiments.flags import cli
 from tests.exchange.test_pipelines import (
     DYNAMIC,
     FLOW,

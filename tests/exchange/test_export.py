@@ -25,8 +25,8 @@ from diffjax.sampling import solvers
 from diffjax.sampling.export import PLATFORMS, check_export_size, serialise
 from diffjax.sampling.restart import restart
 from diffjax.training.sharding import SPREAD
-from experiments import cli
 from experiments import export as program
+from experiments.flags import cli
 from tests.support.tiny_run import leave, of_noise, one_device, tiny_config
 
 SHAPE = (8, 8, 1)

@@ -8,7 +8,8 @@ import pytest
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.samples.model import Request
-from experiments import cli, sample
+from experiments import sample
+from experiments.flags import cli
 from tests.exchange.test_pipelines import NUM_STEPS, PROMPT, needed, redrawn
 
 LENGTH, WIDTH, DEPTH = 40, 24, 4

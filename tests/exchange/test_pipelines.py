@@ -14,7 +14,8 @@ from diffjax.exchange.convert import convert
 from diffjax.host.run_files import read_json
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
-from experiments import cli, edit, evaluate, sample
+from experiments import edit, evaluate, sample
+from experiments.flags import cli
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
 from tests.support.tiny_clip import write_tiny_clip
 from tests.support.vocabularies import PIECES

@@ -37,7 +37,8 @@ from diffjax.sampling import solvers
 from diffjax.sampling.guidance import Classifier, ClassifierFree, FirstChannels, OtherWeights
 from diffjax.sampling.sample import interval_of, last_step, sample_padded
 from diffjax.spec import build
-from experiments import cli, evaluate, sample
+from experiments import evaluate, sample
+from experiments.flags import cli
 from tests.models.test_families import SMALL
 from tests.models.test_families import drawn as drawn_params
 from tests.references import dit_sampling as theirs

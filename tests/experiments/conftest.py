@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 import diffjax
-from experiments import cli, train
+from experiments import train
+from experiments.flags import cli
 from tests.support.tiny_run import on_one_device, once_a_session, one_device
 from tests.support.whole_checkpoints import whole_checkpoints
 

@@ -16,7 +16,7 @@ from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import train_flops
 from diffjax.models import DiT, dit
-from diffjax.models.attention import attention
+from diffjax.models.layers.attention import attention
 from diffjax.performance import throughput
 from diffjax.performance.throughput import (
     Measured,
@@ -29,8 +29,9 @@ from diffjax.performance.throughput import (
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.flops import matrix_flops
-from experiments import benchmark, cli
+from experiments import benchmark
 from experiments.benchmark import against_torch, cases, checks, tables
+from experiments.flags import cli
 from tests.support.one_process import Here
 from tests.support.tiny_network import Plain
 

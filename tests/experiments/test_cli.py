@@ -8,7 +8,7 @@ from absl import flags
 
 from diffjax import config_files
 from diffjax.errors import UserError
-from experiments import cli
+from experiments.flags import cli
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,13 +11,14 @@ from configs import image_folder as image_folder_config
 from diffjax import config_files
 from diffjax.conditions import Classes
 from diffjax.data import ArraySource, Coarse, DataSet, translation
-from diffjax.data.folder import image_folder
+from diffjax.data.image_folders.folder import image_folder
 from diffjax.errors import UserError
 from diffjax.performance.planning.compiled import expected_data
 from diffjax.runs import workdirs
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import build, spec
-from experiments import cli, train
+from experiments import train
+from experiments.flags import cli
 from tests.support.tiny_network import Tiny
 
 

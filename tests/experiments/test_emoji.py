@@ -20,7 +20,8 @@ from diffjax.loop import loop
 from diffjax.models.dit import DiT
 from diffjax.spec import spec
 from diffjax.text import FolderEncoder, prompts
-from experiments import cli, match_prompts, prepare_emoji
+from experiments import match_prompts, prepare_emoji
+from experiments.flags import cli
 from tests.support.tiny_run import on_one_device, tiny_config
 from tests.text.test_runs_of_prompts import write_encoder
 

@@ -19,7 +19,8 @@ from diffjax.runs import workdirs
 from diffjax.runs.measuring import measure
 from diffjax.spec import build
 from diffjax.wiring import check_wired, wire
-from experiments import cli, evaluate, sample, train
+from experiments import evaluate, sample, train
+from experiments.flags import cli
 from tests.support.tiny_run import one_device
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -33,7 +33,6 @@ from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, to_json
 from experiments import (
     average,
-    cli,
     edit,
     evaluate,
     export,
@@ -50,6 +49,7 @@ from experiments import (
     train,
     validate,
 )
+from experiments.flags import cli
 from tests.pretrained.test_torch_files import STORAGE, tensor, torch_zip
 from tests.support import junk
 from tests.support.one_process import Here

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import shared_flags, train
+from experiments import train
+from experiments.flags import shared
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "launch"
@@ -98,9 +99,7 @@ def test_the_one_task_of_a_node_drives_all_its_gpus(monkeypatch, flags, variable
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **how: given.update(how))
     plain = dict.fromkeys(("coordinator", "num_processes", "process_index"))
-    shared_flags.join_processes(
-        SimpleNamespace(**{**plain, "heartbeat_timeout_seconds": 100, **flags})
-    )
+    shared.join_processes(SimpleNamespace(**{**plain, "heartbeat_timeout_seconds": 100, **flags}))
     assert given["local_device_ids"] == devices
 
 

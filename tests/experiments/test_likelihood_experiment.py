@@ -11,7 +11,8 @@ from diffjax.errors import UserError
 from diffjax.runs.measuring.measure import check_evaluation
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from experiments import cli, evaluate, likelihood
+from experiments import evaluate, likelihood
+from experiments.flags import cli
 from tests.support.tiny_network import Plain
 
 

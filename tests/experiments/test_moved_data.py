@@ -19,7 +19,8 @@ from diffjax.errors import UserError
 from diffjax.objectives.base import Traits
 from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, spec, to_json
-from experiments import cli, edit, evaluate, find_grid, likelihood, probe, sample, validate
+from experiments import edit, evaluate, find_grid, likelihood, probe, sample, validate
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 

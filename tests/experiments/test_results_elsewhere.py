@@ -13,7 +13,8 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.reports import run_page
 from diffjax.runs.measuring.results import elsewhere, file_of, keep_earlier
-from experiments import cli, edit, evaluate, published, sample
+from experiments import edit, evaluate, sample
+from experiments.flags import cli, published
 
 
 def run(script, *arguments):

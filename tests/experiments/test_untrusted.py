@@ -25,7 +25,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.extractors.named import EXTRACTORS
 from diffjax.reports.run_page import write_report
 from diffjax.spec import TARGET, build, from_json, to_json
-from experiments import cli
+from experiments.flags import cli
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = sorted((ROOT / "diffjax").rglob("*.py"))

@@ -18,7 +18,8 @@ from diffjax.host.watchdog import STACKS, STATUS, Watchdog, watched
 from diffjax.likelihood import bound
 from diffjax.runs.measuring.measure import Wanted, measure
 from diffjax.runs.samples import model
-from experiments import cli, evaluate, likelihood, reflow, sample
+from experiments import evaluate, likelihood, reflow, sample
+from experiments.flags import cli
 from tests.support.tiny_run import loaded
 from tests.support.trainer import CONFIG, Trainer
 

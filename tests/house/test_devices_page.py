@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from diffjax import config_files
-from tests.support.devices_page import BEGIN, DEVICES, END, HEAD, PAGE, row
+from tests.pages.devices import BEGIN, DEVICES, END, HEAD, PAGE, row
 
 
 def lines():
@@ -17,7 +17,7 @@ def lines():
 def test_each_device_has_the_lines_of_its_configs():
     found = [tuple(line.split(" | "))[:2] for line in lines()]
     wanted = [(f"| {one.name}", f"`{config}`") for one in DEVICES for config in one.configs]
-    assert found == wanted, "run python -m tests.support.devices_page"
+    assert found == wanted, "run python -m tests.pages.devices"
 
 
 def test_each_command_is_one_that_trains():

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.support.networks_page import HEAD, PAGE, line_of, rows, start_of
+from tests.pages.networks import HEAD, PAGE, line_of, rows, start_of
 
 LINES = PAGE.read_text("utf-8").removeprefix(HEAD).splitlines()
-AGAIN = "run python -m tests.support.networks_page"
+AGAIN = "run python -m tests.pages.networks"
 
 
 def test_sizes_and_parameters_are_those_of_the_networks():

@@ -2,7 +2,7 @@
 
 from configs import digits
 from diffjax import config_files, settings
-from tests.support.settings_page import AGAIN, PAGE, _of_group, page
+from tests.pages.settings import AGAIN, PAGE, _of_group, page
 
 
 def test_the_page_is_what_the_declarations_say():

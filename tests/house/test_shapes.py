@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError, jaxtyped
 
-from diffjax.evaluation.distances import symmetric_root
-from diffjax.models.layers import frequency_embedding
+from diffjax.evaluation.scores.distances import symmetric_root
+from diffjax.models.layers.common import frequency_embedding
 from diffjax.objectives.denoising import pixel_mean
 from diffjax.process.paths import Linear, coeffs
 from diffjax.sampling.sample import padded

@@ -10,7 +10,7 @@ import pytest
 from configs import digits
 from diffjax.choices import copy
 from diffjax.data import digits as all_digits
-from diffjax.data.buckets import BucketedSource
+from diffjax.data.image_folders.buckets import BucketedSource
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
@@ -20,7 +20,8 @@ from diffjax.process import paths
 from diffjax.runs.checks import check_buckets
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from experiments import cli, train
+from experiments import train
+from experiments.flags import cli
 from tests.support.tiny_network import Tiny
 from tests.support.tiny_run import MODELS, tiny_config
 

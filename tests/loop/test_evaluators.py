@@ -35,7 +35,7 @@ from diffjax.runs.measuring.evaluators import Samples, Validation
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import loss_by_log_snr
-from experiments import cli
+from experiments.flags import cli
 from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import arrays_of, assert_same, logged, trained_config
 

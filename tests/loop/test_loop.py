@@ -20,7 +20,8 @@ from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.performance.loop_time import LoopTime, measure_loop_time
 from diffjax.runs.setup import set_up
-from experiments import cli, train
+from experiments import train
+from experiments.flags import cli
 from experiments.train import parse_steps
 from tests.support.tiny_run import tiny_config, without_pictures
 from tests.support.trainer import Trainer

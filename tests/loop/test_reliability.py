@@ -34,7 +34,7 @@ from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.state import TrainState, init_state
 from diffjax.training.step import by_log_snr, make_train_step
-from experiments import cli
+from experiments.flags import cli
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffjax import compiling
-from diffjax.models.layers import rows_as_one
+from diffjax.models.layers.common import rows_as_one
 from tests.support.compiling import FAST
 
 

@@ -15,9 +15,9 @@ import diffjax
 from diffjax import config_files
 from diffjax.data import digits
 from diffjax.errors import UserError
-from diffjax.models import magnitude
 from diffjax.models.edm2.network import MPConditioning
 from diffjax.models.edm2.published import FAMILY, edm2
+from diffjax.models.layers import magnitude
 from diffjax.optimizers.normalised import normalised_adam, with_unit_filters
 from diffjax.process.precond import LogSNRLabel, Precond, UnitVariance, denoiser
 from diffjax.process.schedules import EDM

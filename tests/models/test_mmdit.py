@@ -16,7 +16,7 @@ from diffjax.models.families import LAYOUTS, find_published, networks_of
 from diffjax.models.flux.network import Flux
 from diffjax.models.flux.published import FAMILY as FLUX
 from diffjax.models.flux2.published import FAMILY as FLUX2
-from diffjax.models.layers import HIDDEN
+from diffjax.models.layers.common import HIDDEN
 from diffjax.models.sd3.network import MMDiT
 from diffjax.models.sd3.published import DIFFUSERS as SD3_OF_DIFFUSERS
 from diffjax.models.sd3.published import FAMILY

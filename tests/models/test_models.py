@@ -11,19 +11,11 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.models import (
-    DiT,
-    UNet,
-    attention,
-    blockwise,
-    layers,
-    placement,
-    remat,
-    resampling,
-    unet,
-)
+from diffjax.models import DiT, UNet, unet
 from diffjax.models.dit import patches, stages
 from diffjax.models.dit.sizes import SIZES
+from diffjax.models.layers import attention, blockwise, placement, remat, resampling
+from diffjax.models.layers import common as layers
 from diffjax.training.flops import matrix_flops
 
 BATCH, CLASSES = 3, 10

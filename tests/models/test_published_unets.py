@@ -11,14 +11,15 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.exchange.pretrained import from_pretrained
-from diffjax.models import families, resampling
+from diffjax.models import families
 from diffjax.models.adm.published import CLASSIFIER, FAMILY, UPSAMPLER
 from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.ddpm.published import OLD as OLD_DDPM
 from diffjax.models.edm.network import NCSNPP, POSITIONAL, RANDOM, SongUNet
 from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
-from diffjax.models.layers import QKV_ORDERS, SelfAttention
+from diffjax.models.layers import resampling
+from diffjax.models.layers.common import QKV_ORDERS, SelfAttention
 from diffjax.models.unet import Resampling
 from diffjax.pretrained import folders
 from diffjax.pretrained.files import write_safetensors

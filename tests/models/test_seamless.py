@@ -10,10 +10,10 @@ import pytest
 
 from diffjax.codecs import Codec
 from diffjax.codecs.tiled import Tiled
-from diffjax.evaluation.seams import jump_at_edges
+from diffjax.evaluation.scores.seams import jump_at_edges
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.edm2.network import EDM2
-from diffjax.models.seamless import circular, seamless
+from diffjax.models.layers.seamless import circular, seamless
 from diffjax.models.unet import UNet
 
 UNET = UNet(num_classes=0, channels=8, channel_multipliers=(1, 2), num_res_blocks=1,

@@ -10,10 +10,11 @@ import pytest
 
 from diffjax.conditions import Tokens
 from diffjax.errors import UserError
-from diffjax.models import DiT, layers
-from diffjax.models.context import CrossAttention
+from diffjax.models import DiT
 from diffjax.models.dit.stages import stack_blocks, stages_of
-from diffjax.models.rotary import rotate, rotation_2d
+from diffjax.models.layers import common as layers
+from diffjax.models.layers.context import CrossAttention
+from diffjax.models.layers.rotary import rotate, rotation_2d
 from tests.models.test_models import random_like
 
 X = np.random.default_rng(1).standard_normal((2, 8, 4, 3), np.float32)

@@ -45,7 +45,8 @@ from diffjax.sampling.sample import integrate, starting_noise, with_condition
 from diffjax.sampling.sample import sample as sampled_by
 from diffjax.sampling.solvers import Interval
 from diffjax.wiring import check_wired, wire
-from experiments import cli, reflow, sample, train
+from experiments import reflow, sample, train
+from experiments.flags import cli
 from tests.support.any_path import numbered
 
 GAMMAS = {"none": NoBridge(), "brownian": Brownian(0.7), "sine": SineSquared(0.6)}

@@ -10,7 +10,7 @@ from scipy.special import erf
 
 from diffjax.compiling import once
 from diffjax.objectives.base import Progress
-from diffjax.objectives.consistency import (
+from diffjax.objectives.few_step.consistency import (
     Consistency,
     Doubling,
     FromTeacher,
@@ -20,7 +20,7 @@ from diffjax.objectives.consistency import (
     Shrinking,
     SquareRoot,
 )
-from diffjax.objectives.continuous_consistency import ContinuousConsistency
+from diffjax.objectives.few_step.continuous_consistency import ContinuousConsistency
 from diffjax.oracle import analytic
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, schedules, targets, times, weights

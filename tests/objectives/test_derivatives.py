@@ -6,8 +6,8 @@ import pytest
 from configs import digits
 from diffjax.errors import UserError
 from diffjax.objectives.derivatives import CentralDifference
-from diffjax.objectives.flow_maps import Eulerian, Lagrangian, SelfDistilled
-from diffjax.objectives.mean_flow import MeanFlow
+from diffjax.objectives.few_step.flow_maps import Eulerian, Lagrangian, SelfDistilled
+from diffjax.objectives.few_step.mean_flow import MeanFlow
 from diffjax.spec import build
 from diffjax.wiring import traits_of
 from tests.objectives.test_flow_maps import found, of

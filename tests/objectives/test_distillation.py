@@ -10,9 +10,9 @@ from diffjax import lookup
 from diffjax.compiling import once
 from diffjax.conditions import Classes
 from diffjax.objectives.base import Progress
-from diffjax.objectives.consistency import FromTeacher
-from diffjax.objectives.distillation import GuidanceDistillation, ProgressiveDistillation
-from diffjax.objectives.latent_consistency import LatentConsistency
+from diffjax.objectives.distillation.denoisers import GuidanceDistillation, ProgressiveDistillation
+from diffjax.objectives.distillation.latent_consistency import LatentConsistency
+from diffjax.objectives.few_step.consistency import FromTeacher
 from diffjax.process import beta_tables, paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel
 from diffjax.wiring import check_recipe, wire

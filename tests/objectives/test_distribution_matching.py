@@ -14,10 +14,10 @@ from diffjax.compiling import once
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
-from diffjax.objectives.consistency import FromTeacher
-from diffjax.objectives.continuous_consistency import ContinuousConsistency
-from diffjax.objectives.distribution_matching import DistributionMatching
-from diffjax.objectives.score_regularised import ScoreRegularised
+from diffjax.objectives.distillation.distribution_matching import DistributionMatching
+from diffjax.objectives.distillation.score_regularised import ScoreRegularised
+from diffjax.objectives.few_step.consistency import FromTeacher
+from diffjax.objectives.few_step.continuous_consistency import ContinuousConsistency
 from diffjax.optimizers import adam, schedule_free
 from diffjax.optimizers.turns import in_turns
 from diffjax.process import paths, schedules, targets, times, weights

@@ -11,7 +11,7 @@ from diffjax import choices
 from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
-from diffjax.objectives.drifting import Drifting
+from diffjax.objectives.few_step.drifting import Drifting
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Meaning, Precond, TimeLabel

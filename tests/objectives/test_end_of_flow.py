@@ -12,7 +12,7 @@ from configs import digits
 from diffjax import choices, lookup
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
-from diffjax.objectives.distilled import Distilled
+from diffjax.objectives.distillation.distilled import Distilled
 from diffjax.objectives.wrappers import Uncertainty
 from diffjax.runs.measuring.likelihoods import check_likelihood
 from diffjax.sampling.consistency import consistency

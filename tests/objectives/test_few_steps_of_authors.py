@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 
 from diffjax.objectives.base import Progress
-from diffjax.objectives.consistency import Consistency, Doubling, Neighbours, PseudoHuber, Shrinking
-from diffjax.objectives.drifting import Others, drift_loss
-from diffjax.objectives.flow_maps import Shortcut
-from diffjax.objectives.mean_flow import MeanFlow
-from diffjax.objectives.solution_flow import SolutionFlow
-from diffjax.objectives.terminal_velocity import TerminalVelocity
+from diffjax.objectives.few_step.consistency import (
+    Consistency,
+    Doubling,
+    Neighbours,
+    PseudoHuber,
+    Shrinking,
+)
+from diffjax.objectives.few_step.drifting import Others, drift_loss
+from diffjax.objectives.few_step.flow_maps import Shortcut
+from diffjax.objectives.few_step.mean_flow import MeanFlow
+from diffjax.objectives.few_step.solution_flow import SolutionFlow
+from diffjax.objectives.few_step.terminal_velocity import TerminalVelocity
 from diffjax.process import paths, schedules, targets, times, weights
 from diffjax.process.paths import coeffs, mix
 from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance

@@ -10,8 +10,8 @@ import pytest
 from configs import digits
 from diffjax.compiling import once
 from diffjax.objectives.base import Progress
-from diffjax.objectives.consistency import FromTeacher
-from diffjax.objectives.flow_anchored import FlowAnchored
+from diffjax.objectives.distillation.flow_anchored import FlowAnchored
+from diffjax.objectives.few_step.consistency import FromTeacher
 from diffjax.oracle.verify import verify_objective
 from diffjax.wiring import traits_of
 from tests.objectives.test_flow_maps import (

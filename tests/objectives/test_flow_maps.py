@@ -12,7 +12,7 @@ from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
-from diffjax.objectives.flow_maps import (
+from diffjax.objectives.few_step.flow_maps import (
     AlphaFlow,
     Eulerian,
     FlowMap,
@@ -21,7 +21,7 @@ from diffjax.objectives.flow_maps import (
     SelfDistilled,
     Shortcut,
 )
-from diffjax.objectives.mean_flow import MeanFlow
+from diffjax.objectives.few_step.mean_flow import MeanFlow
 from diffjax.oracle import analytic
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights

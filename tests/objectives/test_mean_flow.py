@@ -15,10 +15,10 @@ from diffjax import choices
 from diffjax.compiling import once
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
-from diffjax.models.attention import resolve
+from diffjax.models.layers.attention import resolve
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
-from diffjax.objectives.mean_flow import MeanFlow
+from diffjax.objectives.few_step.mean_flow import MeanFlow
 from diffjax.oracle import analytic
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, uniforms, weights

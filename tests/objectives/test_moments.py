@@ -11,7 +11,7 @@ from diffjax.compiling import once
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
-from diffjax.objectives.moments import InductiveMomentMatching
+from diffjax.objectives.few_step.moments import InductiveMomentMatching
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel

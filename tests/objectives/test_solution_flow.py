@@ -9,8 +9,8 @@ import pytest
 
 from diffjax.compiling import once
 from diffjax.objectives.base import Progress
-from diffjax.objectives.flow_maps import AlphaFlow
-from diffjax.objectives.solution_flow import SolutionFlow
+from diffjax.objectives.few_step.flow_maps import AlphaFlow
+from diffjax.objectives.few_step.solution_flow import SolutionFlow
 from diffjax.oracle.verify import verify_objective
 from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, of, smooth_network, u_in_numpy
 

@@ -9,7 +9,7 @@ import pytest
 
 from diffjax.compiling import once
 from diffjax.objectives.base import Progress
-from diffjax.objectives.terminal_velocity import TerminalVelocity
+from diffjax.objectives.few_step.terminal_velocity import TerminalVelocity
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel

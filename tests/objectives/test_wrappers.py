@@ -22,7 +22,8 @@ from diffjax.process import paths, targets, times, uniforms, weights
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Precond, TimeLabel
 from diffjax.process.targets import encode
-from experiments import cli, sample, train
+from experiments import sample, train
+from experiments.flags import cli
 
 FLOW = Denoising(
     paths.Linear(), Precond(targets.Velocity(), TimeLabel(1.0)), weights.Constant(), times.Uniform()

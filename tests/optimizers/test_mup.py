@@ -12,7 +12,7 @@ from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
-from diffjax.models.layers import HIDDEN, as_of_head_width
+from diffjax.models.layers.common import HIDDEN, as_of_head_width
 from diffjax.models.uvit import UViT
 from diffjax.optimizers.adam import adam
 from diffjax.optimizers.muon import muon
@@ -21,7 +21,8 @@ from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.studies.learning_rates import Losses, final_losses, of_width, plot, table
 from diffjax.wiring import wire
-from experiments import cli, learning_rates
+from experiments import learning_rates
+from experiments.flags import cli
 from tests.support.compiling import FAST
 from tests.support.tiny_network import Tiny
 from tests.support.tiny_run import tiny_config

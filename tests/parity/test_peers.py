@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffjax.evaluation.distances import frechet_distance, kernel_distance, statistics
-from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.moments import Moments
-from diffjax.evaluation.scores import ScoreSums, inception_score
+from diffjax.evaluation.scores.distances import frechet_distance, kernel_distance, statistics
+from diffjax.evaluation.scores.inception_score import ScoreSums, inception_score
+from diffjax.evaluation.scores.manifolds import manifold_scores
 from tests.support.later import Later, needs
 from tests.support.peers import name_operators
 

@@ -7,11 +7,12 @@ from diffjax import choices
 from diffjax.performance import objective_costs
 from diffjax.performance.objective_costs import PLAIN, cost_line, setup_of, training_flops
 from diffjax.training.flops import matrix_flops
-from experiments import cli, objectives
-from tests.support.costs_page import NAMES, PAGE, table_of
+from experiments import objectives
+from experiments.flags import cli
+from tests.pages.costs import NAMES, PAGE, table_of
 
 LINES = table_of(PAGE.read_text("utf-8")).splitlines(keepends=True)
-AGAIN = "run python -m tests.support.costs_page"
+AGAIN = "run python -m tests.pages.costs"
 
 
 def test_the_table_in_the_docs_has_every_objective():

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffjax import config_files
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
-from diffjax.models.remat import REMAT
+from diffjax.models.layers.remat import REMAT
 from diffjax.performance.hlo import counts, parser, products
 from diffjax.performance.hlo.residuals import residual_bytes
 from diffjax.performance.planning import compiled, search, tables, topologies
@@ -28,7 +28,8 @@ from diffjax.reports.run_page import write_report
 from diffjax.spec import to_json
 from diffjax.training.flops import matrix_flops
 from diffjax.training.sharding import make_mesh
-from experiments import cli, plan
+from experiments import plan
+from experiments.flags import cli
 
 
 def array(*shape, dtype=jnp.float32):

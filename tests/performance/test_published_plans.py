@@ -9,8 +9,8 @@ from diffjax.conditions import Tokens
 from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
 from diffjax.performance.planning.compiled import expected_data
 from diffjax.performance.planning.topologies import topology_called
+from tests.pages.plans import PROGRAMS, fewest
 from tests.performance.test_planning import fake
-from tests.support.plans_page import PROGRAMS, fewest
 
 
 def test_a_published_network_is_planned_at_its_own_size_and_with_its_own_condition():

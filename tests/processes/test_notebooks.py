@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.notebooks import FOLDER, NAMES, Cell, cells_of, quick, sources
+from tests.pages.notebooks import FOLDER, NAMES, Cell, cells_of, quick, sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_has_the_cells_of_its_file(name):
     written = cells_of((FOLDER / f"{name}.py").read_text("utf-8"))
-    assert sources(FOLDER / f"{name}.ipynb") == written, "run python -m tests.support.notebooks"
+    assert sources(FOLDER / f"{name}.ipynb") == written, "run python -m tests.pages.notebooks"
 
 
 def test_every_notebook_is_there():
@@ -34,7 +34,7 @@ def test_all_run_with_the_settings_of_tests(tmp_path):
     """In one process, on one device, so that what several of them train or compile is made once."""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.support.notebooks", "--quick"]
+    command = [sys.executable, "-m", "tests.pages.notebooks", "--quick"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -23,7 +23,7 @@ from diffjax.host.run_files import read_metrics
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.setup import set_up
 from diffjax.training.sharding import batch_sharding, make_mesh, part_of_batch
-from experiments import shared_flags
+from experiments.flags import shared
 from tests.processes.test_faults import left_by
 from tests.support.trainer import CONFIG, STEPS, Trainer
 
@@ -240,7 +240,7 @@ def test_flags_that_say_too_little_or_too_much(change, said, monkeypatch):
     plain = dict.fromkeys(("coordinator", "num_processes", "process_index"), None)
     args = {**plain, "distributed": False, "heartbeat_timeout_seconds": 100, **change}
     with pytest.raises(UserError, match=said):
-        shared_flags.join_processes(SimpleNamespace(**args))
+        shared.join_processes(SimpleNamespace(**args))
 
 
 @pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.data.folder import read_image
+from diffjax.data.image_folders.folder import read_image
 
 FILE = Path(__file__).parent / "TAEF2.npz"
 CROP = slice(80, 128), slice(88, 168)

@@ -23,8 +23,8 @@ from diffjax.sampling.solvers import Solver
 from diffjax.studies import effective_weights
 from diffjax.studies.effective_weights import group_equal, weight_curve, weights_csv
 from diffjax.studies.legality import Legality, legality, unwalkable
-from experiments import cli
 from experiments import objectives as script
+from experiments.flags import cli
 
 LINEAR = paths.Linear()
 NAMES = ("flow", "otcfm", "edm", "edm2", "ddpm", "contrastive")

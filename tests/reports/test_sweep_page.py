@@ -19,7 +19,8 @@ from diffjax.comparison.summary import pareto_front
 from diffjax.errors import UserError
 from diffjax.reports import pictures, plots
 from diffjax.reports.sweep_page import write_sweep_report
-from experiments import cli, report
+from experiments import report
+from experiments.flags import cli
 
 ARMS = {"flow": 0.50, "edm": 0.40, "ddpm": 2.40}
 SEEDS = (0, 1, 2)

@@ -27,7 +27,8 @@ from diffjax.runs.averages import (
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.setup import set_up
 from diffjax.training.averages import Averages, gamma_of, power_name
-from experiments import average, cli, evaluate
+from experiments import average, evaluate
+from experiments.flags import cli
 from tests.support.power_profiles import weights_of_steps
 from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (

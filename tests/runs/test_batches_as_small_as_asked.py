@@ -18,7 +18,8 @@ from diffjax.runs.measuring import measure
 from diffjax.runs.measuring.measure import Wanted, WantedSamples, drawer
 from diffjax.sampling import solvers
 from diffjax.studies.validation import loss_by_log_snr
-from experiments import cli, evaluate
+from experiments import evaluate
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 

@@ -12,7 +12,8 @@ from diffjax.loop import loop
 from diffjax.runs.samples.cascade import Cascade, Stage
 from diffjax.runs.samples.model import Request
 from diffjax.spec import spec
-from experiments import cascade, cli, sample
+from experiments import cascade, sample
+from experiments.flags import cli
 from tests.support.tiny_run import loaded, on_one_device, tiny_config, without_pictures
 
 

@@ -23,7 +23,8 @@ from diffjax.runs.samples.model import Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling.export import serialise
 from diffjax.spec import build, spec
-from experiments import cli, edit, reflow, sample
+from experiments import edit, reflow, sample
+from experiments.flags import cli
 from tests.support.tiny_run import loaded, of_noise, one_device, trained_config
 
 CODEC = SpaceToDepth(2)

@@ -16,7 +16,8 @@ from diffjax.runs.extension import planned, restarts_at
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.nonfinite import NonFinite
-from experiments import cli, train
+from experiments import train
+from experiments.flags import cli
 from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (
     arrays_of,

@@ -16,7 +16,7 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.objectives.denoising import Denoising, pixel_mean
-from diffjax.objectives.distribution_matching import DistributionMatching
+from diffjax.objectives.distillation.distribution_matching import DistributionMatching
 from diffjax.runs import workdirs
 from diffjax.runs.initial import weights_sha256
 from diffjax.runs.setup import set_up

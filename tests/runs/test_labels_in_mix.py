@@ -12,7 +12,8 @@ from diffjax.errors import UserError
 from diffjax.objectives.base import Traits
 from diffjax.runs.measuring.measure import labels_in_mix
 from diffjax.runs.samples.model import Model
-from experiments import cli, find_grid, reflow
+from experiments import find_grid, reflow
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 

@@ -14,7 +14,7 @@ from diffjax.autoencoders.settings import Settings as AutoencoderSettings
 from diffjax.errors import UserError
 from diffjax.runs.checks import check_config
 from diffjax.settings import Evaluation, Expected, Mesh, Settings
-from experiments import cli
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 

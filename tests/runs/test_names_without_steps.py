@@ -6,7 +6,8 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.runs.measuring.measure import Wanted, wanted_recipes
-from experiments import cli, evaluate
+from experiments import evaluate
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 

@@ -22,7 +22,8 @@ from diffjax.runs.measuring.measure import Wanted
 from diffjax.runs.samples.model import Request
 from diffjax.sampling import grids, guidance, solvers
 from diffjax.spec import build
-from experiments import cli, sample
+from experiments import sample
+from experiments.flags import cli
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 

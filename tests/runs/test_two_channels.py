@@ -12,7 +12,8 @@ from diffjax.data import latents
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop import loop
 from diffjax.spec import spec
-from experiments import cli, sample
+from experiments import sample
+from experiments.flags import cli
 from tests.support.tiny_network import Tiny
 
 

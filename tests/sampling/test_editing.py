@@ -13,7 +13,8 @@ from diffjax.sampling import editing, runge_kutta, solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, draw, sample_padded, starting_noise, with_condition
-from experiments import cli, edit, train
+from experiments import edit, train
+from experiments.flags import cli
 from tests.support.normals import Normals
 
 STANDARD = Normals(np.zeros(2), np.ones(2))

@@ -22,8 +22,9 @@ from diffjax.sampling.sample import sample_padded
 from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from diffjax.studies.convergence import mixture_of_four
-from experiments import cli, evaluate, find_grid
+from experiments import evaluate, find_grid
 from experiments import sample as sample_script
+from experiments.flags import cli
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
 GRIDS = {name: build(spec) for name, spec in choices.GRIDS.items()}

@@ -12,7 +12,7 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.models import DiT
 from diffjax.models.dit.stages import stack_blocks
-from diffjax.models.layers import attention_layers, attention_off, blocks_off
+from diffjax.models.layers.common import attention_layers, attention_off, blocks_off
 from diffjax.oracle import analytic
 from diffjax.process.paths import Coeffs, Cosine, Linear, Pair, coeffs
 from diffjax.sampling import solvers
@@ -38,7 +38,8 @@ from diffjax.sampling.guidance import (
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
-from experiments import cli, sample, train
+from experiments import sample, train
+from experiments.flags import cli
 
 PATH = Linear()
 TIMES = np.array([0.2, 0.5, 0.9], np.float32)

@@ -16,7 +16,8 @@ from diffjax.spec import spec
 from diffjax.studies import probes
 from diffjax.studies.effective_weights import weight_curve
 from diffjax.wiring import wire
-from experiments import cli, probe
+from experiments import probe
+from experiments.flags import cli
 from tests.support.tiny_network import Plain
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"

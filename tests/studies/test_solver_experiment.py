@@ -7,7 +7,8 @@ import pytest
 from diffjax import choices
 from diffjax.pretrained.family import Size
 from diffjax.studies import convergence
-from experiments import cli, solvers
+from experiments import solvers
+from experiments.flags import cli
 
 
 def run(*arguments):

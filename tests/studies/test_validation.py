@@ -27,7 +27,8 @@ from diffjax.studies import validation
 from diffjax.studies.validation import loss_by_log_snr
 from diffjax.training.sharding import make_mesh
 from diffjax.wiring import wire
-from experiments import cli, validate
+from experiments import validate
+from experiments.flags import cli
 from tests.support.tiny_network import Tiny
 
 VARIANCES = np.array([2.0, 0.5, 0.1])

@@ -36,7 +36,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.extractors import clip, dinov2, features, inception
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop.profile import Profile
-from diffjax.models.layers import HIDDEN
+from diffjax.models.layers.common import HIDDEN
 from diffjax.optimizers.adam import adamw
 from diffjax.process import paths, weights
 from diffjax.runs import workdirs
@@ -48,7 +48,6 @@ from diffjax.spec import TARGET, build, from_json, spec, to_json
 from diffjax.training import nonfinite
 from experiments import (
     benchmark,
-    cli,
     edit,
     evaluate,
     export,
@@ -66,6 +65,7 @@ from experiments import (
     validate,
 )
 from experiments import solvers as solvers_page
+from experiments.flags import cli
 from tests.support.one_process import Here
 
 ROOT = Path(__file__).parents[2]

@@ -33,12 +33,13 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "diffjax/process/*.py": "tests/process",
     "diffjax/objectives/*.py": "tests/objectives",
+    "diffjax/objectives/*/*.py": "tests/objectives",
     "diffjax/sampling/*.py": "tests/sampling",
     "diffjax/likelihood/*.py": "tests/likelihood",
     "diffjax/oracle/*.py": "tests/oracle",
     "diffjax/training/step.py": "tests/training",
     "diffjax/training/accumulation.py": "tests/training",
-    "diffjax/evaluation/distances.py": "tests/evaluation",
+    "diffjax/evaluation/scores/distances.py": "tests/evaluation",
     "diffjax/comparison/verdicts.py": "tests/comparison",
 }
 _SWAPS = {

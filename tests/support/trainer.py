@@ -45,7 +45,8 @@ SERVER = """
 import contextlib, json, os, sys, time, traceback
 import grain, matplotlib.pyplot, orbax.checkpoint, pytest, sklearn.datasets, tensorboardX
 from importlib import import_module
-from experiments import cli, evaluate, sample, train
+from experiments import evaluate, sample, train
+from experiments.flags import cli
 import tests.support.tiny_network
 from diffjax.loop import loop
 from tests.support.tiny_run import without_pictures

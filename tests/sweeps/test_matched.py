@@ -18,7 +18,8 @@ from diffjax.spec import spec
 from diffjax.sweeps.cells import plan_cells, resolved
 from diffjax.sweeps.sweep import Sweep
 from diffjax.training.sharding import make_mesh
-from experiments import cli, sweep
+from experiments import sweep
+from experiments.flags import cli
 from tests.support import tiny_config_file
 from tests.support.one_process import Here
 from tests.support.tiny_network import Plain

@@ -15,7 +15,8 @@ from diffjax.sweeps import cells as cells_module
 from diffjax.sweeps import worker
 from diffjax.sweeps.cells import resolved, training_cost
 from diffjax.sweeps.sweep import Cost, Sweep
-from experiments import cli, sweep
+from experiments import sweep
+from experiments.flags import cli
 from tests.support import tiny_config_file
 from tests.support.one_process import Here
 

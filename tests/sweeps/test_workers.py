@@ -26,7 +26,8 @@ from diffjax.sweeps.cells import is_finished, resolved
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.sweep import Sweep
 from diffjax.sweeps.worker import busy, listed, taken, units, work
-from experiments import cli, sweep, train
+from experiments import sweep, train
+from experiments.flags import cli
 from tests.support import tiny_config_file
 
 ROOT = Path(__file__).parents[2]

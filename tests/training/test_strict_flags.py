@@ -13,14 +13,14 @@ import pytest
 
 from diffjax import choices
 from diffjax.conditions import of_classes
-from diffjax.evaluation import neighbours
 from diffjax.evaluation.extractors.classifier import Classifier
 from diffjax.evaluation.extractors.inception import resize
-from diffjax.models.attention import IMPLEMENTATIONS, REVERSE_ONLY
+from diffjax.evaluation.scores import neighbours
 from diffjax.models.clip.network import clip_vision
 from diffjax.models.dinov2.network import dinov2
 from diffjax.models.dit import DiT
 from diffjax.models.inception.network import InceptionV3
+from diffjax.models.layers.attention import IMPLEMENTATIONS, REVERSE_ONLY
 from diffjax.oracle.analytic import Gaussian
 from diffjax.process.paths import Linear
 from diffjax.process.precond import Meaning

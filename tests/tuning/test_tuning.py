@@ -14,8 +14,8 @@ from configs.finetune import get_config
 from diffjax import config_files
 from diffjax.conditions.numbers import Numbers
 from diffjax.data import batches
-from diffjax.data.buckets import BucketedSource, bucket_of, bucket_sizes
-from diffjax.data.folder import read_image
+from diffjax.data.image_folders.buckets import BucketedSource, bucket_of, bucket_sizes
+from diffjax.data.image_folders.folder import read_image
 from diffjax.data.pipeline import rows_of_bucket
 from diffjax.data.sources import ArraySource, Bucket, DataSet
 from diffjax.errors import UserError
@@ -26,7 +26,8 @@ from diffjax.runs import setup
 from diffjax.spec import build
 from diffjax.tuning import captioned
 from diffjax.tuning.prior import Prior, PriorSource
-from experiments import cli, train
+from experiments import train
+from experiments.flags import cli
 from tests.support.tiny_pipeline import SIDE, write_pictures, write_pipeline
 from tests.support.tiny_run import one_device
 

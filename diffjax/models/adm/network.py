@@ -8,8 +8,8 @@ from jax.nn import initializers
 from jaxtyping import Float
 
 from diffjax.kinds import Positive
-from diffjax.models.attention import attention
-from diffjax.models.layers import Dense, compute_type
+from diffjax.models.layers.attention import attention
+from diffjax.models.layers.common import Dense, compute_type
 from diffjax.models.unet import Embedding, UNet
 from diffjax.shapes import Array, Images, NoiseLabels
 
@@ -47,8 +47,8 @@ class ADM(UNet):
 class ADMUpsampler(ADM):
     """An `ADM` whose condition has a smaller image, enlarged and then beside `x` in the channels.
 
-    As any network here enlarges it (`diffjax.models.context.beside`); published weights are known
-    as an upsampler's by this class.
+    As any network here enlarges it (`diffjax.models.layers.context.beside`); published weights are
+    known as an upsampler's by this class.
     """
 
 

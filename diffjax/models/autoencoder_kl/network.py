@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from diffjax.models.layers import Dense, SelfAttention, compute_type
+from diffjax.models.layers.common import Dense, SelfAttention, compute_type
 from diffjax.models.unet import GroupNorm
 from diffjax.shapes import Array, Images, Keys, Latents, OneKey
 
@@ -224,8 +224,8 @@ class AutoencoderKL(nn.Module):
         num_groups: the number of groups of each group norm; divides all channels.
         image_channels: the number of channels of images.
         dtype: the compute type, `"float32"` or `"bfloat16"`; parameters and outputs are float32.
-        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`; "chunked" for
-            large images.
+        attention: `"auto"` or a name in `diffjax.models.layers.attention.IMPLEMENTATIONS`;
+            "chunked" for large images.
         attention_levels: levels with attention after each residual block, besides that in the
             middle; none in the published ones for 8×8 pixels.
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 from jaxtyping import Bool
 
-from diffjax.models.layers import SelfAttention, compute_type
-from diffjax.models.norms import norm
+from diffjax.models.layers.common import SelfAttention, compute_type
+from diffjax.models.layers.norms import norm
 from diffjax.models.text_states import TextStates, TokenIds, TokenMask, check_length
 from diffjax.models.vit import gelu
 from diffjax.shapes import Array, Tokens

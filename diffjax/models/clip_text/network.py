@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, nearest
-from diffjax.models.norms import norm
+from diffjax.models.layers.norms import norm
 from diffjax.models.text_states import TextStates, TokenIds, TokenMask, check_length
 from diffjax.models.vit import ACTIVATIONS, Block
 

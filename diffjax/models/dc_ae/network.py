@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffjax.errors import UserError
-from diffjax.models.layers import Dense, compute_type
+from diffjax.models.layers.common import Dense, compute_type
 from diffjax.shapes import Array, Images, Latents
 
 _EPSILON, _SMALLEST_SUM = 1e-5, 1e-15

@@ -1,7 +1,7 @@
 """DDPM's network: a setting of `UNet`."""
 
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.layers import Sinusoids
+from diffjax.models.layers.common import Sinusoids
 from diffjax.models.unet import Embedding, Resampling, UNet
 
 SINES_FIRST = Embedding(Sinusoids(endpoint=True, sine_first=True), null_row=False)

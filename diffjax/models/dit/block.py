@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError, nearest
-from diffjax.models.context import CrossAttention
-from diffjax.models.layers import Dense, SelfAttention, compute_type
-from diffjax.models.mlps import MLPS
-from diffjax.models.norms import norm
-from diffjax.models.placement import BATCH, constrain, of_whole_groups
-from diffjax.models.rotary import Rotation
+from diffjax.models.layers.common import Dense, SelfAttention, compute_type
+from diffjax.models.layers.context import CrossAttention
+from diffjax.models.layers.mlps import MLPS
+from diffjax.models.layers.norms import norm
+from diffjax.models.layers.placement import BATCH, constrain, of_whole_groups
+from diffjax.models.layers.rotary import Rotation
 from diffjax.shapes import Array, OneKey, Tokens
 
 TOKENS = (BATCH, "sequence", None)

@@ -13,11 +13,10 @@ from jaxtyping import Float
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.context import beside, parts_of
 from diffjax.models.dit.block import TOKENS, DiTBlock, Given, Own, modulate, modulation_of
 from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
 from diffjax.models.dit.stages import Stage, stages_of
-from diffjax.models.layers import (
+from diffjax.models.layers.common import (
     HIDDEN,
     Conditioning,
     Dense,
@@ -25,10 +24,11 @@ from diffjax.models.layers import (
     Sinusoids,
     compute_type,
 )
-from diffjax.models.norms import norm
-from diffjax.models.placement import BATCH, constrain
-from diffjax.models.remat import rematerialised
-from diffjax.models.rotary import rotation_2d
+from diffjax.models.layers.context import beside, parts_of
+from diffjax.models.layers.norms import norm
+from diffjax.models.layers.placement import BATCH, constrain
+from diffjax.models.layers.remat import rematerialised
+from diffjax.models.layers.rotary import rotation_2d
 from diffjax.shapes import Array, Images, NoiseLabels, Tokens
 
 POSITIONS = ("fixed", "learned", "none")
@@ -70,24 +70,25 @@ class DiT(nn.Module):
         dropout: the fraction of activations dropped after attention and MLP in training; 0 in the
             paper.
         dtype: the compute type, `"float32"` or `"bfloat16"`; parameters are always float32.
-        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        attention: `"auto"` or a name in `diffjax.models.layers.attention.IMPLEMENTATIONS`.
         out_channels: the number of output channels; 0 means that of the input.
         scan: whether the parameters of all blocks are stacked under `blocks`, with first axis
             `depth`, and the program is a loop over one block. Otherwise each block is `block_i` and
             is compiled separately. A network with several `stages` has a stack for each.
-        remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
+        remat: a name in `diffjax.models.layers.remat.REMAT`: which activations a block keeps.
         frequency_endpoint: whether the lowest frequency of the noise label is 1 / `max_period`, as
             in diffusers, or one step above it, as in the paper.
         mlp_norm_eps: the `ε` of the norm before each MLP; 1e-6, or 1e-5 in diffusers and U-ViT.
-        norm: a name in `diffjax.models.norms.NORMS`, of the norms of the blocks.
+        norm: a name in `diffjax.models.layers.norms.NORMS`, of the norms of the blocks.
         final_norm: that of the norm after them; "" is the same.
         norm_eps: the `ε` of the other norms; 1e-6, or 1e-5 in U-ViT.
-        mlp: a name in `diffjax.models.mlps.MLPS`.
+        mlp: a name in `diffjax.models.layers.mlps.MLPS`.
         mlp_bias: whether the MLPs have biases.
         qkv_bias: whether queries, keys and values have biases.
         qk_norm: whether queries and keys are normalised.
         positions: absolute positions, a name in `POSITIONS`.
-        rotary: whether queries and keys are rotated by row and column (`diffjax.models.rotary`).
+        rotary: whether queries and keys are rotated by row and column
+            (`diffjax.models.layers.rotary`).
         rotary_span: rows and columns are counted 0, 1, 2, …, or from 0 to this; 16 in DDT.
         null_row: whether the null label has an embedding of its own, or none. Published networks
             that were trained with the class alone have none, and can't be guided by it.

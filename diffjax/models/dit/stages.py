@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.layers import STACKED
+from diffjax.models.layers.common import STACKED
 
 
 class Stage(NamedTuple):

@@ -3,8 +3,8 @@
 import math
 
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.layers import Fourier, Sinusoids
-from diffjax.models.resampling import SMOOTH
+from diffjax.models.layers.common import Fourier, Sinusoids
+from diffjax.models.layers.resampling import SMOOTH
 from diffjax.models.unet import Embedding, Resampling, UNet
 
 AUGMENT_DIM = 9

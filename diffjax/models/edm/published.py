@@ -26,7 +26,7 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.models.edm.network import LATE, POSITIONAL, RANDOM, DhariwalUNet, SongUNet
 from diffjax.models.edm.sizes import OF_ADM, SIZES
-from diffjax.models.resampling import BOX, SMOOTH
+from diffjax.models.layers.resampling import BOX, SMOOTH
 from diffjax.models.unet import Resampling, UNet
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError
 from diffjax.kinds import Decay, Limit, NotNegative, Positive, Probability
-from diffjax.models.context import beside, parts_of
-from diffjax.models.layers import HIDDEN, SelfAttention, compute_type
-from diffjax.models.magnitude import (
+from diffjax.models.layers.common import HIDDEN, SelfAttention, compute_type
+from diffjax.models.layers.context import beside, parts_of
+from diffjax.models.layers.magnitude import (
     MPConv,
     MPDense,
     MPEmbedding,
@@ -26,9 +26,9 @@ from diffjax.models.magnitude import (
     mp_sum,
     normalised,
 )
-from diffjax.models.placement import BATCH, constrain
-from diffjax.models.remat import ATTENTION, rematerialised
-from diffjax.models.resampling import doubled, halved
+from diffjax.models.layers.placement import BATCH, constrain
+from diffjax.models.layers.remat import ATTENTION, rematerialised
+from diffjax.models.layers.resampling import doubled, halved
 from diffjax.models.unet import MAPS
 from diffjax.shapes import Array, Images, Labels, NoiseLabels, Tokens
 
@@ -148,8 +148,8 @@ class EDM2(nn.Module):
     sides. Each level has `num_res_blocks` blocks on the way down, and one more, each with a skip
     connection, on the way up; between the two ways are two blocks. There are no biases, norms or
     shifts: weights are normalised when they are used, sums and activations divided by what they
-    would grow by (`diffjax.models.magnitude`). The output is initially zero, by a gain of 0. The
-    output of the middle is sown (`HIDDEN`).
+    would grow by (`diffjax.models.layers.magnitude`). The output is initially zero, by a gain of 0.
+    The output of the middle is sown (`HIDDEN`).
 
     It is made for EDM's preconditioning (`objective=edm2`), and for the optimizer
     `normalised_adam`.
@@ -181,12 +181,12 @@ class EDM2(nn.Module):
             from M on.
         dtype: the compute type, `"float32"` or `"bfloat16"`; parameters and the conditioning are
             always float32.
-        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        attention: `"auto"` or a name in `diffjax.models.layers.attention.IMPLEMENTATIONS`.
         out_channels: the number of output channels; 0 means that of the input.
         uncertainty_terms: the number of Fourier features of the uncertainty of the loss, whose
             parameters published files have beside the network's. They are used by the wrapper
             `uncertainty_fourier` alone, which has as many by default; 0 is without.
-        remat: a name in `diffjax.models.remat.REMAT`: which activations blocks keep.
+        remat: a name in `diffjax.models.layers.remat.REMAT`: which activations blocks keep.
 
     Raises:
         UserError: a map can't be halved as often as there are levels, `head_channels` does not

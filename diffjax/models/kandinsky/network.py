@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from diffjax.conditions import TokenStates
 from diffjax.kinds import NotNegative, Positive
-from diffjax.models.context import Parts
-from diffjax.models.layers import Dense, compute_type
-from diffjax.models.norms import norm
+from diffjax.models.layers.common import Dense, compute_type
+from diffjax.models.layers.context import Parts
+from diffjax.models.layers.norms import norm
 from diffjax.models.unet import Embedding, UNet
 
 _NO_PARTS = Parts()

@@ -16,9 +16,9 @@ import numpy as np
 
 from diffjax.models.dit import tables
 from diffjax.models.dit.published import recognise
+from diffjax.models.layers.rotary import rotation_2d
 from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.sizes import SIZES
-from diffjax.models.rotary import rotation_2d
 from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table
 from diffjax.pretrained.transforms import constant

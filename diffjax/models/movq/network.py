@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.models.autoencoder_kl.network import Decoder, Encoder
-from diffjax.models.layers import Dense
+from diffjax.models.layers.common import Dense
 from diffjax.shapes import Images, Latents
 
 

@@ -7,10 +7,10 @@ import numpy as np
 from jax.nn.initializers import normal
 from jaxtyping import Bool
 
-from diffjax.models.attention import masked
-from diffjax.models.layers import Dense, compute_type
-from diffjax.models.norms import norm
-from diffjax.models.rotary import Rotation, rotate, rotation_of
+from diffjax.models.layers.attention import masked
+from diffjax.models.layers.common import Dense, compute_type
+from diffjax.models.layers.norms import norm
+from diffjax.models.layers.rotary import Rotation, rotate, rotation_of
 from diffjax.models.text_states import TextStates, TokenIds, TokenMask
 from diffjax.shapes import Array, Tokens
 

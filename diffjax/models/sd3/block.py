@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.dit.block import TOKENS, gated, modulate, modulation_of
-from diffjax.models.layers import Dense, SelfAttention, compute_type
-from diffjax.models.mlps import MLPS
-from diffjax.models.norms import norm
-from diffjax.models.placement import BATCH, constrain
-from diffjax.models.rotary import Rotation
+from diffjax.models.layers.common import Dense, SelfAttention, compute_type
+from diffjax.models.layers.mlps import MLPS
+from diffjax.models.layers.norms import norm
+from diffjax.models.layers.placement import BATCH, constrain
+from diffjax.models.layers.rotary import Rotation
 from diffjax.shapes import Array, Tokens
 
 Place = Bool[Array, " depth"] | None

@@ -13,14 +13,14 @@ from jaxtyping import Float
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
 from diffjax.kinds import NotNegative, Positive
-from diffjax.models.context import beside, parts_of
 from diffjax.models.dit.block import TOKENS, modulate, modulation_of
 from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
 from diffjax.models.dit.stages import Stage, stages_of
-from diffjax.models.layers import HIDDEN, Conditioning, Dense, compute_type
-from diffjax.models.placement import constrain
-from diffjax.models.remat import rematerialised
-from diffjax.models.rotary import Rotation, rotation_of
+from diffjax.models.layers.common import HIDDEN, Conditioning, Dense, compute_type
+from diffjax.models.layers.context import beside, parts_of
+from diffjax.models.layers.placement import constrain
+from diffjax.models.layers.remat import rematerialised
+from diffjax.models.layers.rotary import Rotation, rotation_of
 from diffjax.models.sd3.block import Given, Joint, JointBlock, Layers, SingleBlock
 from diffjax.shapes import Array, Images, NoiseLabels, Tokens
 
@@ -54,11 +54,11 @@ class MMDiT(nn.Module):
         num_heads: the number of attention heads; as many as blocks in SD3.
         mlp_ratio: the hidden width of the MLPs in units of `hidden_size`; 4.
         dtype: the compute type, `"float32"` or `"bfloat16"`.
-        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        attention: `"auto"` or a name in `diffjax.models.layers.attention.IMPLEMENTATIONS`.
         out_channels: the number of output channels; 0 means that of the input.
         scan: whether blocks of one kind are stacked, each kind with a first axis of blocks, and
             compiled once.
-        remat: a name in `diffjax.models.remat.REMAT`.
+        remat: a name in `diffjax.models.layers.remat.REMAT`.
         qk_norm: whether queries and keys are normalised, as in 3.5 and Flux.
         dual_blocks: in how many of the first blocks the image attends to itself as well; 13 in 3.5
             Medium.
@@ -77,7 +77,7 @@ class MMDiT(nn.Module):
             3.5 in Flux.1 Dev. 0 is a network without this embedding.
         shared_modulation: whether all blocks of one kind have the same modulations, as in Flux.2.
         bias: whether dense layers have biases.
-        mlp: a name in `diffjax.models.mlps.MLPS`.
+        mlp: a name in `diffjax.models.layers.mlps.MLPS`.
 
     Raises:
         UserError: the patch does not divide the image, the heads do not divide the width, the axes

@@ -9,9 +9,9 @@ import numpy as np
 from jax.nn.initializers import normal
 from jaxtyping import Bool, Float
 
-from diffjax.models.attention import masked
-from diffjax.models.layers import Dense, compute_type
-from diffjax.models.norms import norm
+from diffjax.models.layers.attention import masked
+from diffjax.models.layers.common import Dense, compute_type
+from diffjax.models.layers.norms import norm
 from diffjax.models.text_states import TextStates, TokenIds, TokenMask
 from diffjax.shapes import Array, Tokens
 

@@ -7,8 +7,8 @@ from jax.nn import initializers
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
-from diffjax.models.layers import Conditioning, Dense, compute_type
-from diffjax.models.norms import norm
+from diffjax.models.layers.common import Conditioning, Dense, compute_type
+from diffjax.models.layers.norms import norm
 from diffjax.models.vit import Block, gelu
 from diffjax.shapes import Images, NoiseLabels
 

@@ -16,7 +16,7 @@ from diffjax.conditions import Condition, of_classes
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import compile_train_step
-from diffjax.models.layers import is_stacked
+from diffjax.models.layers.common import is_stacked
 from diffjax.performance.hlo import counts, products
 from diffjax.performance.hlo.parser import parse
 from diffjax.performance.hlo.residuals import residual_bytes

@@ -12,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
-from diffjax.models.attention import resolve
-from diffjax.models.remat import REMAT
+from diffjax.models.layers.attention import resolve
+from diffjax.models.layers.remat import REMAT
 from diffjax.performance.planning.analytic import model_of
 from diffjax.performance.planning.compiled import Needs
 from diffjax.performance.planning.search import changed

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from diffjax.models.remat import REMAT
+from diffjax.models.layers.remat import REMAT
 from diffjax.performance.planning.compiled import Needs
 from diffjax.performance.planning.roofline import estimate
 from diffjax.performance.planning.topologies import GIB, Topology, slices, topology_called

@@ -15,10 +15,10 @@ from diffjax import choices
 from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import metrics
-from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.image_statistics import Batches
-from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import Reference
+from diffjax.evaluation.scores.distances import FEWEST_IMAGES
+from diffjax.evaluation.scores.label_mix import proportional_labels
 from diffjax.evaluation.tables import HIGHER_IS_BETTER
 from diffjax.kinds import AtLeastOne, Range
 from diffjax.runs.load import Run

@@ -8,10 +8,10 @@ import numpy as np
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.metrics import compare_each
 from diffjax.evaluation.sample_files import read_samples
+from diffjax.evaluation.scores.distances import FEWEST_IMAGES
 from diffjax.host.files import write_json
 from diffjax.host.storage import make_writable
 from diffjax.runs import workdirs

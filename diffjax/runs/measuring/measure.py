@@ -14,13 +14,14 @@ from diffjax import choices
 from diffjax.comparison.results import LIKELIHOOD
 from diffjax.data import DataSet, Source, all_captions, all_examples
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation import cached_arrays, metrics, neighbours
-from diffjax.evaluation.distances import FEWEST_IMAGES
+from diffjax.evaluation import cached_arrays, metrics
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, distinct, evaluate
 from diffjax.evaluation.extractors.features import Extractor, check_images
 from diffjax.evaluation.image_statistics import Batches, ImageSet
-from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import MAX_IMAGES, class_counts
+from diffjax.evaluation.scores import neighbours
+from diffjax.evaluation.scores.distances import FEWEST_IMAGES
+from diffjax.evaluation.scores.label_mix import proportional_labels
 from diffjax.host.files import place_of, write_json
 from diffjax.host.interrupts import Interrupted, stop_at_once
 from diffjax.host.processes import is_first

@@ -19,7 +19,7 @@ from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.interrupts import wait_for
 from diffjax.host.processes import to_host
-from diffjax.models.seamless import AXES, seamless
+from diffjax.models.layers.seamless import AXES, seamless
 from diffjax.objectives.base import Objective
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
@@ -152,7 +152,10 @@ class Programs:
 
     @cached_property
     def seamless(self) -> "Callable[[str], Programs]":
-        """`axes ->` the same for pictures that wrap around (`diffjax.models.seamless.AXES`)."""
+        """`axes ->` the same for pictures that wrap around.
+
+        Axes are in `diffjax.models.layers.seamless.AXES`.
+        """
 
         def made(axes: str) -> Programs:
             equivariant = getattr(self.wired.network, "shift_equivariant", False)
@@ -268,7 +271,7 @@ class Model:
         """The same model of pictures that continue at their opposite side, and so tile a plane.
 
         Convolutions of network and codec wrap around. A network that depends on positions is
-        evaluated on rolled inputs as well (`diffjax.models.seamless.seamless`).
+        evaluated on rolled inputs as well (`diffjax.models.layers.seamless.seamless`).
 
         Args:
             axes: `both` or True, `x` alone (from left to right) or `y` alone; False for none.

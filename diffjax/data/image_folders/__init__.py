@@ -1,0 +1,1 @@
+"""Folders of image files: what is in them, and the data sets that they make."""

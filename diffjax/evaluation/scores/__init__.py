@@ -1,0 +1,1 @@
+"""What is computed of a set of samples: distances, shares and scores, one idea a file."""

@@ -1,0 +1,1 @@
+"""What the networks are made of: layers, attention, normalisations, and where they are placed."""

@@ -1,0 +1,1 @@
+"""Objectives that train a network of few steps by a trained one, its teacher."""

@@ -1,0 +1,1 @@
+"""Flags that executables share, and what they open."""
