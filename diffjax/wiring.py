@@ -17,9 +17,9 @@ from diffjax import choices, lookup
 from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
+from diffjax.models.layers import attention
 from diffjax.models.layers.common import (
     HIDDEN,
-    attention,
     attention_layers,
     attention_off,
     blocks_off,
