@@ -23,7 +23,15 @@ from diffjax.codecs import (
 )
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
-from diffjax.objectives import couplings, derivatives, interpolant, learned_variance, repa, wrappers
+from diffjax.objectives import (
+    augmentation,
+    couplings,
+    derivatives,
+    interpolant,
+    learned_variance,
+    repa,
+    wrappers,
+)
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.distillation.denoisers import GuidanceDistillation, ProgressiveDistillation
 from diffjax.objectives.distillation.distribution_matching import DistributionMatching
@@ -289,6 +297,7 @@ WRAPPERS: Table = MappingProxyType(
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
         "contrastive": spec(wrappers.Contrastive),
         "dispersive": spec(wrappers.Dispersive),
+        "non_leaky": spec(augmentation.NonLeaky),
         "repa": spec(repa.REPA),
         "irepa": spec(repa.REPA, scale=1.0, spatial=True),
     }
@@ -404,6 +413,7 @@ OPTIMIZERS: Table = MappingProxyType(
 SCHEDULES: Table = MappingProxyType(
     {
         "constant": spec(rates.Constant),
+        "rise_from_zero": spec(rates.RiseFromZero),
         "cosine": spec(rates.Cosine),
         "inverse_sqrt": spec(rates.InverseSqrt),
     }

@@ -16,6 +16,7 @@ today's."""
 _LORA = {"rank": 0, "alpha": 0.0, "dropout": 0.0, "layers": "*"}
 ADDED: Mapping[str, Any] = {
     "best_by": "",
+    "ema_rampup_ratio": 0.0,
     "evaluation": {"prompts": ""},
     "evaluators": {},
     "sample_prompts": [],

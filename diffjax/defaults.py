@@ -92,6 +92,7 @@ def experiment(
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
     config.ema_lengths = ()  # of power-function averages, as (0.05, 0.1): experiments.average
+    config.ema_rampup_ratio = 0.0  # how averages begin: 0.05 as in EDM, 0 as in DDPM
     config.weights = "ema-0.999"  # used for sampling and evaluation
     config.teacher = "ema"  # what objectives may learn from: an average, live, or a run's folder
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})

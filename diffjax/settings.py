@@ -130,6 +130,8 @@ class Settings(TypedDict):
     """What to do with a loss that is not finite."""
     ema_decays: tuple[Decay[float], ...]
     """Exponential moving averages (EMA) of the parameters, by decay: `ema-0.999`."""
+    ema_rampup_ratio: NotNegative[float]
+    """Largest half-life of those, over the steps made: 0.05 in EDM; 0 for the rule of DDPM."""
     ema_lengths: tuple[Length, ...]
     """Power-function averages (EDM2), by length: `power-0.05`."""
     weights: str

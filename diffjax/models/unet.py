@@ -340,8 +340,8 @@ class UNet(nn.Module):
     which is also used for None), images `[B,H,W,C]` beside `x` in the channels, token states with
     `transformers`, numbers `[B, k]` with `embedding.added_width`, or a dict of these, and
     `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
-    With `embedding.augment_dim`, `augment_labels [B, augment_dim]` may tell how images are
-    augmented; none are.
+    With `embedding.augment_dim = k`, numbers `[B, k]` say how images are augmented; without them
+    images are as they were.
 
     Attributes:
         num_classes: the number of classes; 0 is without labels.
@@ -443,12 +443,12 @@ class UNet(nn.Module):
         noise_label: NoiseLabels,
         cond: Any = None,
         train: bool = False,
-        augment_labels: Float[Array, " batch {self.embedding.augment_dim}"] | None = None,
     ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
-        parts = parts_of(cond, takes_numbers=self.embedding.added_width > 0)
+        how = self.embedding
+        parts = parts_of(cond, takes_numbers=how.added_width > 0 or how.augment_dim > 0)
         self._check_parts(parts)
-        c, context = self._conditioning(noise_label, parts, augment_labels), self._tokens(parts)
+        c, context = self._conditioning(noise_label, parts), self._tokens(parts)
         h, skips = self._down(beside(x, parts.images), c, train, context)
         h = self._middle(h, c, train, context)
         self.sow(*HIDDEN, h)
@@ -459,9 +459,9 @@ class UNet(nn.Module):
         self,
         noise_label: jax.Array,
         parts: Parts = _NO_PARTS,
-        augment_labels: jax.Array | None = None,
     ) -> jax.Array:
         how = self.embedding
+        augment_labels = parts.numbers if how.augment_dim else None
         if how.guidance_width:
             # Added to the frequencies without a bias, as labels of augmentation are.
             scale = jnp.full(noise_label.shape[0], 1000.0 * (how.embedded_guidance - 1.0))

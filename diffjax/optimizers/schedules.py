@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from diffjax.kinds import NotNegative, Probability
+from diffjax.kinds import AtLeastOne, NotNegative, Probability
 
 Schedule = Callable[[Any, int, int], Any]
 """`(peak, warmup_steps, num_steps) -> rate`, where `rate(n)` is that of the n-th step after the
@@ -56,6 +56,31 @@ class Constant:
     def __call__(self, peak: Any, warmup_steps: int, num_steps: int) -> optax.Schedule:
         del warmup_steps, num_steps
         return optax.constant_schedule(peak)
+
+
+@dataclass(frozen=True)
+class RiseFromZero:
+    """A linear rise from 0, then the peak: the rate of EDM, DDPM and others' published trainings.
+
+        rate(n) = peak·min(n/steps, 1)
+
+    The first step, n = 0, changes nothing. It is the whole schedule, for `warmup_steps = 0`; the
+    rise of `warmup_steps` is one step ahead of it, so that each step counts.
+
+    Args:
+        steps: of the rise; 5,000 in DDPM, 10 million images in EDM.
+
+    Example:
+        >>> rate = RiseFromZero(4)(1.0, 0, 100)
+        >>> [float(rate(n)) for n in (0, 1, 4, 50)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
+
+    steps: AtLeastOne[int] = 5_000
+
+    def __call__(self, peak: Any, warmup_steps: int, num_steps: int) -> optax.Schedule:
+        del warmup_steps, num_steps
+        return optax.linear_schedule(0.0, peak, self.steps)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ _KEEPS: Mapping[str, str] = {
     "teacher": "what it learns from",
     "ema_decays": "its averages, which began with it",
     "ema_lengths": "its averages, which began with it",
+    "ema_rampup_ratio": "its averages, which began with it",
     "nonfinite": "what its state counts",
     "trainable": "the parameters that it trains",
     "lora": "the parameters that it trains",

@@ -31,6 +31,8 @@ class Averages:
     Args:
         decays: of exponential ones; 0.999 to 0.9999 is usual, less for short runs.
         lengths: of power-function ones, above 0 and up to `LONGEST`; EDM2 keeps (0.05, 0.10).
+        rampup_ratio: r, how exponential ones begin: their half-life is at most r times the steps
+            made so far; 0.05 in EDM. 0 for the rule of TensorFlow and DDPM, see `update`.
 
     Example:
         >>> Averages((0.999,), (0.05, 0.1)).names
@@ -39,11 +41,12 @@ class Averages:
 
     decays: Sequence[float] = ()
     lengths: Sequence[float] = ()
+    rampup_ratio: float = 0.0
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Averages":
-        """Those that a config asks for, `config.ema_decays` and `config.ema_lengths`."""
-        return cls(config.ema_decays, config.ema_lengths)
+        """Those of `config.ema_decays` and `config.ema_lengths`, with `config.ema_rampup_ratio`."""
+        return cls(config.ema_decays, config.ema_lengths, config.ema_rampup_ratio)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +61,8 @@ class Averages:
     def update(self, averages: dict[str, Any], params: Any, step: Array) -> dict[str, Any]:
         """The averages after one more step.
 
-            exponential:      a ← d·a + (1 − d)·params,  d = min(decay, (1 + n)/(10 + n))
+            exponential:      a ← d·a + (1 − d)·params,  d = min(decay, (1 + n)/(10 + n)),
+                              or with a ratio r          d = min(decay, 2^(−1/(r·n)))
             power-function:   a ← β·a + (1 − β)·params,  β = (1 − 1/t)^(γ+1), t = n + 1
 
         The second term in d keeps the first steps, when parameters move fast, out of the average;
@@ -72,7 +76,11 @@ class Averages:
         step = step.astype(jnp.float32)
 
         def exponential(decay: float) -> Any:
-            d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+            first = (1.0 + step) / (10.0 + step)
+            if self.rampup_ratio:
+                # 2^(−∞) in step 0: the average is what the first step makes.
+                first = jnp.exp2(-1.0 / (self.rampup_ratio * step))
+            d = jnp.minimum(decay, first)
             return jax.tree.map(
                 lambda old, new: old + (1.0 - d) * (new - old), averages[ema_name(decay)], params
             )

@@ -62,8 +62,12 @@ CASES = {
     "adm/parts": (FAMILY, {**ADM, **ORDER}, None),
     "adm/upsampling": (UPSAMPLER, {**WITH_CLASSES, "num_heads": 2}, SMALL),
     "adm/classifier": (CLASSIFIER, WITH_CLASSES, None),
-    "edm/ddpm++": (SONG, {**EDM, "num_classes": NUM_CLASSES}, reference.NULL_LABELS),
-    "edm/ncsn++": (SONG, {**EDM, **NCSNPP}, None),
+    "edm/ddpm++": (
+        SONG,
+        {**EDM, "num_classes": NUM_CLASSES},
+        {"label": reference.NULL_LABELS, "augmentation": reference.AUGMENT},
+    ),
+    "edm/ncsn++": (SONG, {**EDM, **NCSNPP}, reference.AUGMENT),
     "edm/skips": (SONG, {**EDM, **NCSNPP, **SKIPS}, None),
     "edm/dhariwal": (
         DHARIWAL,
@@ -71,13 +75,11 @@ CASES = {
         reference.NULL_LABELS,
     ),
 }
-INPUTS = {
-    "adm": (reference.TIMESTEPS, {}),
-    "edm": (reference.NOISE, {}),
-    "edm/ddpm++": (reference.NOISE, {"augment_labels": reference.AUGMENT}),
-    "edm/ncsn++": (reference.NOISE, {"augment_labels": reference.AUGMENT}),
+TIMES = {
+    "adm": reference.TIMESTEPS,
+    "edm": reference.NOISE,
 }
-"""Noise labels and labels of augmentation, by case or by file."""
+"""Noise labels, by file."""
 
 
 @functools.cache
@@ -108,9 +110,8 @@ def network_of(name):
     return denoiser.network, params, jax.tree.map(jnp.asarray, cond)
 
 
-def inputs_of(name):
-    times, more = INPUTS.get(name) or INPUTS[name.split("/")[0]]
-    return jnp.asarray(times), jax.tree.map(jnp.asarray, more)
+def times_of(name):
+    return jnp.asarray(TIMES[name.split("/")[0]])
 
 
 def error(found, expected):
@@ -120,9 +121,9 @@ def error(found, expected):
 def test_outputs_of_ddpmpp_are_those_of_the_authors_code():
     """The quickest of the cases below, which has labels of augmentation and the null label."""
     network, params, cond = network_of("edm/ddpm++")
-    times, more = inputs_of("edm/ddpm++")
+    times = times_of("edm/ddpm++")
     images = jnp.asarray(reference.IMAGES)
-    out = jax.jit(network.apply)({"params": params}, images, times, cond, **more)
+    out = jax.jit(network.apply)({"params": params}, images, times, cond)
     assert error(out, stored("edm/ddpm++")["out"]) < 1e-5
 
 
@@ -131,11 +132,11 @@ def test_outputs_of_ddpmpp_are_those_of_the_authors_code():
 def test_outputs_and_gradients_are_those_of_the_authors_code(name):
     """In training mode, with respect to images and parameters; entries of those as stored."""
     network, params, cond = network_of(name)
-    expected, (times, more) = stored(name), inputs_of(name)
+    expected, times = stored(name), times_of(name)
     factors = reference.weights(expected["out"].shape)
 
     def total(params, x):
-        out = network.apply({"params": params}, x, times, cond, train=True, **more)
+        out = network.apply({"params": params}, x, times, cond, train=True)
         return (out * factors).sum(), out
 
     gradient = jax.jit(jax.grad(total, (0, 1), has_aux=True))
@@ -158,8 +159,8 @@ def test_outputs_and_gradients_are_those_of_the_authors_code(name):
 def test_half_precision_is_close(name):
     network, params, cond = network_of(name)
     half = network.clone(dtype="bfloat16")
-    times, more = inputs_of(name)
-    run = jax.jit(lambda params, x: half.apply({"params": params}, x, times, cond, **more))
+    times = times_of(name)
+    run = jax.jit(lambda params, x: half.apply({"params": params}, x, times, cond))
     out = run(params, jnp.asarray(reference.IMAGES))
     assert out.dtype == jnp.float32
     assert error(out, stored(name)["out"]) < 2e-2

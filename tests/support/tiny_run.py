@@ -74,6 +74,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "patience_evaluations": 0,
             "optimizer": spec(adamw, warmup_steps=2),
             "ema_decays": (0.9, 0.99),
+            "ema_rampup_ratio": 0.0,
             "ema_lengths": (),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
             "sampling": spec(

@@ -19,6 +19,7 @@ from diffjax.evaluation.scores import neighbours
 from diffjax.models.clip.network import clip_vision
 from diffjax.models.dinov2.network import dinov2
 from diffjax.models.dit import DiT
+from diffjax.models.edm.network import SongUNet
 from diffjax.models.inception.network import InceptionV3
 from diffjax.models.layers.attention import IMPLEMENTATIONS, REVERSE_ONLY
 from diffjax.oracle.analytic import Gaussian
@@ -62,6 +63,8 @@ def trace(arguments="", **changes):
     for wrapper in config.wrappers:
         if "features" in wrapper:
             wrapper.features = (2, 2, 5)
+        if "shift_std" in wrapper:  # images are shifted, and the network knows it
+            config.model = spec(SongUNet, channels=8, channel_multipliers=(1,), num_res_blocks=1)
     setup = set_up(config, SHAPE, of_classes(10))
     step = make_train_step(
         setup.wired.apply,

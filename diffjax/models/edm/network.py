@@ -35,7 +35,8 @@ class SongUNet(UNet):
     """A `UNet` with the settings of DDPM++; `NCSNPP` are those of NCSN++.
 
     Each sum is scaled by √½, norms only shift, and attention has one head. Noise labels are EDM's
-    `log(σ)/4`; for `augment_labels` see `Conditioning`.
+    `log(σ)/4`; numbers `[B, 9]` of the condition say how images are augmented
+    (`diffjax.objectives.augmentation`).
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -72,9 +72,8 @@ class KandinskyUNet(UNet):
         self,
         noise_label: jax.Array,
         parts: Parts = _NO_PARTS,
-        augment_labels: jax.Array | None = None,
     ) -> jax.Array:
-        vector = super()._conditioning(noise_label, parts, augment_labels)
+        vector = super()._conditioning(noise_label, parts)
         of_image = self._dense(4 * self.channels, "added_image")(self._image_of(parts))
         if not self.text_width:
             return vector + self._norm("added_image_norm")(of_image)

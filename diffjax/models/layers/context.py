@@ -74,7 +74,10 @@ def parts_of(cond: Any, takes_numbers: bool = False) -> Parts:
                 f"{jax.tree.map(jnp.shape, cond)}"
             )
     if found.numbers is not None and not takes_numbers:
-        raise UserError("this network embeds no numbers: take a UNet with embedding.added_width")
+        raise UserError(
+            "this network embeds no numbers: take a UNet with embedding.added_width, or for labels "
+            "of augmentation with embedding.augment_dim"
+        )
     return found
 
 
