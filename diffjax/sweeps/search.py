@@ -44,7 +44,8 @@ def random_trials(sweep: Sweep, num_trials: int, seed: int = 0) -> list[Trial]:
         seed: of the search; the runs have their own.
 
     Example:
-        >>> sweep = Sweep("c.py", {"config.optimizer.b1": Between(0.8, 0.95), "config.seed": (0,)})
+        >>> rates = Between(1e-4, 1e-2, log=True)
+        >>> sweep = Sweep("c.py", {"config.optimizer.learning_rate": rates, "config.seed": (0,)})
         >>> random_trials(sweep, 3)[:2] == random_trials(sweep, 2)
         True
 

@@ -16,7 +16,7 @@ from diffjax.sweeps.cells import Planned
 from diffjax.sweeps.sweep import Between, Cost, Sweep
 from experiments import sweep as command
 
-RATE, DECAY = "config.optimizer.learning_rate", "config.optimizer.b1"
+RATE, DECAY = "config.optimizer.learning_rate", "config.optimizer.rule.b1"
 SWEEP = Sweep(
     "configs/digits.py",
     {
