@@ -195,9 +195,10 @@ def search(args: SimpleNamespace, sweep: Sweep, workdir: Path, command: str) -> 
     searched_axes(sweep)
     about = {"method": args.search, "trials": args.trials, "seed": args.search_seed}
     facts = {"command": command, "search": about}
-    if args.search == "optuna" and args.dry_run:
-        print("trials of Optuna depend on results; these are drawn at random", file=sys.stderr)
-    if args.search == "random" or args.dry_run:
+    adaptive = SEARCHES[args.search]
+    if adaptive and args.dry_run:
+        print("trials of this search depend on results; these are random", file=sys.stderr)
+    if args.dry_run or not adaptive:
         trials = random_trials(sweep, args.trials, args.search_seed)
         status = train_sweep(args, replace(sweep, trials=trials), workdir, facts)
         results = [] if args.dry_run else results_of(replace(sweep, trials=trials), workdir)

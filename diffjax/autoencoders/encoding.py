@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -444,8 +443,8 @@ class _Job:
         encoded = {}
         for flipped, (suffix, some) in enumerate(both):
             placed = jax.device_put((some[filled], where), self.place)
-            numbers = jnp.uint32(self.stored.seed), jnp.uint32(flipped)
-            made = _program()(self.codec, self.stored.kind, params, *placed, *numbers)
+            key = jax.random.fold_in(jax.random.key(self.stored.seed), flipped)
+            made = _program()(self.codec, self.stored.kind, params, *placed, key)
             encoded |= {f"{name}{suffix}": rows for name, rows in made.items()}
             if self.stored.extractor is not None:
                 encoded[f"{FEATURES}{suffix}"] = self.stored.extractor.features(some)
@@ -628,9 +627,8 @@ def _given(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
 @cache
 def _program() -> Any:
     def encoded(
-        codec: Codec, kind: str, params: Any, images: Any, rows: Any, seed: Any, flipped: Any
+        codec: Codec, kind: str, params: Any, images: Any, rows: Any, key: Any
     ) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.key(seed), flipped)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
         return KINDS[kind](codec, params, images, keys)
 

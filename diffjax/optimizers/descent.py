@@ -7,7 +7,7 @@ import optax
 
 from diffjax.kinds import Limit, NotNegative
 from diffjax.optimizers.adam import AdamW
-from diffjax.optimizers.base import Optimizer, clip_by_norm
+from diffjax.optimizers.base import Optimizer, at_params, clip_by_norm
 from diffjax.optimizers.schedules import Constant, Schedule, warmed_up
 
 Rule = Callable[[optax.Schedule], Optimizer]
@@ -40,11 +40,12 @@ def descent(
         9.999...e-05
     """
     optimizer = rule(warmed_up(schedule, learning_rate, warmup_steps, num_steps))
-    clip = clip_by_norm(clip_norm)
+    transform, point = optimizer.transform, optimizer.gradient_point
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        gradient, _ = clip.update(updates, optax.EmptyState())
-        return optimizer.transform.update(gradient, state, params)
+    def of_rule(state: Any, params: Any) -> Any:
+        return point(state[1], params)
 
-    transform = optax.GradientTransformation(optimizer.transform.init, update)
-    return optimizer._replace(transform=transform)
+    return optimizer._replace(
+        transform=optax.chain(clip_by_norm(clip_norm), transform),
+        gradient_point=at_params if point is at_params else of_rule,
+    )

@@ -1,6 +1,7 @@
 """Random and adaptive searches: which values of a sweep's axes are trained, instead of all."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.sweeps.sweep import Between, Sweep
 
-SEARCHES = ("random", "optuna")
-"""Names of the searches; `optuna` is adaptive: results decide which trials come next."""
+SEARCHES: Mapping[str, bool] = MappingProxyType({"random": False, "optuna": True})
+"""The searches, and whether they are adaptive: results decide which trials come next."""
 _SEED = "config.seed"
 _MOST_DRAWS = 1_000
 

@@ -520,7 +520,7 @@ def test_every_part_of_the_state_is_split_alike_and_stacks_are_split_within_a_bl
     abstract = abstract.abstract
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract)
     assert specs.params["blocks"]["attention"]["qkv"]["kernel"] == P(None, "fsdp", "tensor")
-    moments = specs.opt_state[0]
+    moments = specs.opt_state[1][0]
     for like in (*specs.ema.values(), moments.mu, moments.nu):
         assert like == specs.params
     whole = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
