@@ -2,7 +2,7 @@
 
 Every repetition is a sweep in small: three arms of `colours` (two spoilt alike, one spoilt more),
 each trained from the same three seeds by the project's own step, sampled from noise of each seed's
-own, as sweeps are evaluated, and held against the unspoilt data. All of them train as one program.
+own, as sweeps are evaluated, and compared with the unspoilt data. All of them train as one program.
 """
 
 from itertools import pairwise
