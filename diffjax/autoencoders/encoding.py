@@ -128,7 +128,7 @@ class Stored:
             )
         if self.dtype not in ("float16", "float32"):
             raise UserError(f"latents are float16 or float32, not {self.dtype!r}")
-        if self.kind != "means" and not codec.stochastic:
+        if KINDS[self.kind] is not _means and not codec.stochastic:
             raise UserError(
                 f"{codec.name} has no posterior to store {self.kind} of: its latents are the "
                 "kind means"
@@ -287,8 +287,7 @@ class _Job:
         """All arrays by name."""
         number = sum(self.rows)
         latents = jax.ShapeDtypeStruct((number, *self.latent_shape), np.dtype(self.stored.dtype))
-        names = [LATENTS, LOG_VARIANCES] if self.stored.kind == "moments" else [LATENTS]
-        names += [f"{name}{FLIPPED}" for name in names if self.stored.flips]
+        names = names_of({"kind": self.stored.kind, "flips": self.stored.flips})
         features = self._feature_shapes(number)
         source = next(each for each in (self.dataset.train, self.dataset.test) if len(each))
         given = _given(batch_at(source, np.arange(1)))
