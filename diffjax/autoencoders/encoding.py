@@ -287,7 +287,7 @@ class _Job:
         """All arrays by name."""
         number = sum(self.rows)
         latents = jax.ShapeDtypeStruct((number, *self.latent_shape), np.dtype(self.stored.dtype))
-        names = names_of({"kind": self.stored.kind, "flips": self.stored.flips})
+        names = names_of(vars(self.stored))
         features = self._feature_shapes(number)
         source = next(each for each in (self.dataset.train, self.dataset.test) if len(each))
         given = _given(batch_at(source, np.arange(1)))
