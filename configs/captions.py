@@ -14,7 +14,7 @@ from diffjax.data import captioned_folder
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.spec import spec
 
 MODELS = {
@@ -35,7 +35,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="dit",
-        optimizer=spec(adamw, learning_rate=2e-4),
+        optimizer=spec(descent, learning_rate=2e-4),
     )
     config.num_steps = 100_000
     config.batch_size = 64

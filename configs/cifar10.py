@@ -20,7 +20,7 @@ from diffjax.models import DiT, UNet, dit
 from diffjax.models.ddpm import DDPMUNet
 from diffjax.models.edm import SongUNet
 from diffjax.models.edm.network import NCSNPP
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.spec import as_spec, spec
 
 MODELS = {
@@ -54,7 +54,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="unet",
-        optimizer=spec(adamw, learning_rate=2e-4, warmup_steps=5_000),
+        optimizer=spec(descent, learning_rate=2e-4, warmup_steps=5_000),
     )
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 3), "num_classes": 10, "num_images": 50_000}

@@ -9,7 +9,7 @@ from diffjax.data import colours
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
@@ -25,7 +25,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=1),
         models=MODELS,
         model="dit",
-        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 1_200
     config.batch_size = 256

@@ -10,7 +10,7 @@ from diffjax import choices
 from diffjax.data import digits
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import classifier_features
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
@@ -24,7 +24,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(classifier_features, name="digits"),
         models=choices.MODELS_8X8,
         model="dit",
-        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
         guidance_scale=1.5,
     )
     config.num_steps = 1_200

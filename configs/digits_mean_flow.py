@@ -9,7 +9,7 @@ from diffjax import choices
 from diffjax.data import digits
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import classifier_features
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
@@ -24,7 +24,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=choices.MODELS_8X8,
         model="dit",
         objective="mean_flow",
-        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 2_400
     config.ema_decays = (0.99, 0.999)

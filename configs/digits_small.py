@@ -10,7 +10,7 @@ from diffjax.data import digits, downscaled
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models.dit import DiT
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
@@ -27,7 +27,7 @@ def get_config(arguments: str = "") -> ConfigDict:
             "dit": spec(DiT, patch_size=1, hidden_size=64, depth=4, num_heads=2),
         },
         model="dit",
-        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 1_200
     config.ema_decays = (0.99, 0.999)

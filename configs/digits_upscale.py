@@ -11,7 +11,7 @@ from diffjax import choices
 from diffjax.data import digits, upscaling
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import classifier_features
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.process import paths
 from diffjax.spec import spec
@@ -28,7 +28,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(classifier_features, name="digits"),
         models=choices.MODELS_8X8,
         model="dit",
-        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 1_200
     config.ema_decays = (0.99, 0.999)

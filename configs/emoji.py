@@ -17,7 +17,8 @@ from diffjax.data.latents import FACTS, latents, latents_in
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.adam import AdamW
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
@@ -43,10 +44,10 @@ def get_config(arguments: str = "") -> ConfigDict:
         model="dit",
         objective="jit",
         optimizer=spec(
-            adamw,
+            descent,
             learning_rate=8e-4,
             warmup_steps=200,
-            b2=0.99,
+            rule=spec(AdamW, b2=0.99),
             schedule=spec(Cosine, final_fraction=0.05),
         ),
     )

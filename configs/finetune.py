@@ -10,7 +10,7 @@ target. docs/fine_tuning.md explains the settings.
 
 from ml_collections import ConfigDict
 
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Constant
 from diffjax.spec import spec
 from diffjax.tuning.config import tuning_config
@@ -21,7 +21,7 @@ def get_config(arguments: str = "", *, init_from: str = "") -> ConfigDict:
     config = tuning_config(init_from, arguments)
     if "optimizer" not in arguments:
         config.optimizer = spec(
-            adamw, learning_rate=1e-5, warmup_steps=100, schedule=spec(Constant)
+            descent, learning_rate=1e-5, warmup_steps=100, schedule=spec(Constant)
         )
     config.num_steps = 1_000
     config.batch_size = 4

@@ -27,7 +27,7 @@ from diffjax.evaluation.extractors.own_classifier import own_classifier
 from diffjax.host.files import place_of
 from diffjax.models import ADM, DiT, UNet, adm, dit
 from diffjax.models.ddpm import DDPMUNet
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.spec import spec
 
 IMAGE_SIZE, BATCH_SIZE, MOST_STEPS = 64, 64, 100_000
@@ -98,7 +98,7 @@ def get_config(
         extractor=spec(own_classifier),
         models=models(data.image_size, num_images, str(data_buckets) not in ("", "0")),
         model="unet",
-        optimizer=spec(adamw, learning_rate=2e-4),
+        optimizer=spec(descent, learning_rate=2e-4),
         guidance_scale=2.0 if pictures is None or len(pictures.names) > 1 else 1.0,
     )
     config.num_steps, config.batch_size = MOST_STEPS, BATCH_SIZE

@@ -33,7 +33,7 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, ddt, dit, lightningdit, uvit
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.sizes import SIZES as SIT_SIZES
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
@@ -68,7 +68,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="DiT-XL/2",
-        optimizer=spec(adamw, learning_rate=1e-4, warmup_steps=0),
+        optimizer=spec(descent, learning_rate=1e-4, warmup_steps=0),
         guidance_scale=1.5,
     )
     config.expected = ConfigDict(

@@ -19,7 +19,8 @@ from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.lookup import guidance_called
 from diffjax.models import jit
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.adam import AdamW
+from diffjax.optimizers.descent import descent
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
@@ -45,9 +46,9 @@ def get_config(arguments: str = "") -> ConfigDict:
         model="JiT-B/16",
         objective="jit",
         optimizer=spec(
-            adamw,
+            descent,
             learning_rate=2e-4,
-            b2=0.95,
+            rule=spec(AdamW, b2=0.95),
             clip_norm=float("inf"),
             warmup_steps=6_255,  # 5 epochs
         ),

@@ -17,7 +17,8 @@ from diffjax.data import latents
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.adam import AdamW
+from diffjax.optimizers.descent import descent
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
@@ -38,7 +39,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="DiT-XL/2",
         objective="mean_flow",
-        optimizer=spec(adamw, learning_rate=1e-4, b2=0.95, warmup_steps=0),
+        optimizer=spec(descent, learning_rate=1e-4, rule=spec(AdamW, b2=0.95), warmup_steps=0),
     )
     if "kappa" in config.objective:
         config.objective.update(omega=0.2, kappa=0.92, guided_below=0.75)

@@ -25,7 +25,8 @@ from diffjax.data import latents
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import EDM2, edm2
-from diffjax.optimizers.normalised import normalised_adam
+from diffjax.optimizers.descent import descent
+from diffjax.optimizers.normalised import NormalisedAdam
 from diffjax.optimizers.schedules import InverseSqrt
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
@@ -49,7 +50,8 @@ def get_config(arguments: str = "") -> ConfigDict:
         model="EDM2-S",
         objective="edm2",
         optimizer=spec(
-            normalised_adam,
+            descent,
+            rule=spec(NormalisedAdam),
             learning_rate=0.01,
             warmup_steps=4_883,  # 10 M images
             schedule=spec(InverseSqrt, constant_steps=70_000),

@@ -15,7 +15,7 @@ from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import ADM, EDM2, DiT, UNet, adm, dit, edm2
 from diffjax.models.edm import DhariwalUNet
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.spec import spec
 
 MODELS = {
@@ -53,7 +53,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="unet",
-        optimizer=spec(adamw, learning_rate=1e-4, warmup_steps=10_000),
+        optimizer=spec(descent, learning_rate=1e-4, warmup_steps=10_000),
     )
     config.expected = ConfigDict(
         {"image_shape": (64, 64, 3), "num_classes": 1_000, "num_images": 1_281_167}

@@ -12,7 +12,7 @@ from diffjax import choices
 from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
@@ -26,7 +26,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=7),
         models=choices.MODELS_28X28,
         model="dit",
-        optimizer=spec(adamw, schedule=spec(Cosine, final_fraction=0.02)),
+        optimizer=spec(descent, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 3_000
     config.batch_size = 64

@@ -24,7 +24,7 @@ from diffjax.models.flux.published import FAMILY as FLUX
 from diffjax.models.flux2.published import FAMILY as FLUX2
 from diffjax.models.sd3.published import FAMILY as SD3
 from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.pretrained.family import Denoiser
 from diffjax.spec import as_spec, spec
 
@@ -60,7 +60,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=models,
         model="SDXL",
-        optimizer=spec(adamw, learning_rate=1e-5, warmup_steps=0),
+        optimizer=spec(descent, learning_rate=1e-5, warmup_steps=0),
     )
     name = next(name for name, model in models.items() if model == config.model)
     denoiser = NETWORKS[name]

@@ -55,8 +55,13 @@ from diffjax.objectives.few_step.consistency import (
     Shrinking,
 )
 from diffjax.objectives.few_step.continuous_consistency import ContinuousConsistency
-from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
+from diffjax.optimizers.adam import Adam
+from diffjax.optimizers.descent import descent
+from diffjax.optimizers.lion import Lion
+from diffjax.optimizers.muon import Muon
+from diffjax.optimizers.normalised import NormalisedAdam
+from diffjax.optimizers.schedule_free import ScheduleFreeAdamW
 from diffjax.process import (
     beta_tables,
     bridges,
@@ -402,12 +407,12 @@ GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
 GRIDS_OF_JUMPS: Mapping[str, str] = MappingProxyType({"edm": "uniform_root"})
 OPTIMIZERS: Table = MappingProxyType(
     {
-        "adamw": spec(adam.adamw),
-        "adam": spec(adam.adam),
-        "normalised_adam": spec(normalised.normalised_adam),
-        "muon": spec(muon.muon),
-        "lion": spec(lion.lion),
-        "schedule_free": spec(schedule_free.schedule_free_adamw),
+        "adamw": spec(descent),
+        "adam": spec(descent, rule=spec(Adam)),
+        "normalised_adam": spec(descent, rule=spec(NormalisedAdam), learning_rate=1e-2),
+        "muon": spec(descent, rule=spec(Muon), learning_rate=0.02),
+        "lion": spec(descent, rule=spec(Lion), learning_rate=1e-4),
+        "schedule_free": spec(descent, rule=spec(ScheduleFreeAdamW), learning_rate=2.5e-3),
     }
 )
 SCHEDULES: Table = MappingProxyType(

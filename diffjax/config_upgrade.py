@@ -13,6 +13,14 @@ RENAMED: Mapping[str, str] = {
 """Callables that a config may name, `module:name`, and settings, from their names since 0.1.0 to
 today's."""
 
+_RULES: Mapping[str, str] = {
+    "diffjax.optimizers.adam:adamw": "diffjax.optimizers.adam:AdamW",
+    "diffjax.optimizers.adam:adam": "diffjax.optimizers.adam:Adam",
+    "diffjax.optimizers.lion:lion": "diffjax.optimizers.lion:Lion",
+    "diffjax.optimizers.normalised:normalised_adam": "diffjax.optimizers.normalised:NormalisedAdam",
+}
+"""Optimizers that had their warm-up, schedule and clipping themselves, and the rules of today."""
+_DESCENT = ("learning_rate", "warmup_steps", "schedule", "clip_norm")
 _LORA = {"rank": 0, "alpha": 0.0, "dropout": 0.0, "layers": "*"}
 ADDED: Mapping[str, Any] = {
     "best_by": "",
@@ -48,7 +56,21 @@ def upgrade(
         >>> upgrade({"data": {"_target_": "toys:dots"}}, {"toys:dots": "toys:points"}, {"seed": 0})
         {'seed': 0, 'data': {'_target_': 'toys:points'}}
     """
-    return _with(added, _renamed(config, renamed))
+    return _with(added, _renamed(_with_rules(config), renamed))
+
+
+def _with_rules(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose optimizers are `descent` by a rule."""
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, Mapping) or value.get(TARGET) not in _RULES:
+            return value
+        rule = {name: number for name, number in value.items() if name not in _DESCENT}
+        shared = {name: value[name] for name in _DESCENT if name in value}
+        rule[TARGET] = _RULES[value[TARGET]]
+        return {TARGET: "diffjax.optimizers.descent:descent", "rule": rule, **shared}
+
+    return {name: changed(value) for name, value in config.items()}
 
 
 def _with(added: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -166,8 +166,13 @@ def _names_of(optimizer: ConfigDict) -> dict[str, str]:
         axis: name
         for axis, part in parts.items()
         for name, row in choices.TRAINING_AXES[axis].items()
-        if row[TARGET] == part.get(TARGET)
+        if _callables(row) == _callables(part)
     }
+
+
+def _callables(part: ConfigDict) -> tuple[str | None, str | None]:
+    """Those of an optimizer and its rule, or of a schedule."""
+    return part.get(TARGET), part.get("rule", {}).get(TARGET)
 
 
 def joined(names: str) -> list[str]:

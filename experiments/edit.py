@@ -32,7 +32,7 @@ from diffjax.conditions import Condition, Images, MaskedImages, Several
 from diffjax.conditions.base import len_of
 from diffjax.conditions.classes import Unconditional
 from diffjax.conditions.images import read_image
-from diffjax.conditions.masked_images import nearest
+from diffjax.conditions.masked_images import NO_LATENT, nearest
 from diffjax.data import all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
@@ -136,13 +136,8 @@ class Edit(NamedTuple):
 
     def draw_from(self, times: Array, begin: Array, solver: Solver | None = None) -> Array:
         """Samples from images with noise, in one batch."""
-
-        def walk(denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array):
-            del x  # which is noise alone
-            return sample(denoise, solver, path, times, keys, begin)
-
         recipe = replace(self.recipe, solver=solver or self.recipe.solver)
-        return self.model.walk(walk, recipe, self.request, times)
+        return self.model.walk(sample, recipe, self.request, times, begin)
 
     def draw(self, strength: float | None = None, solver: Solver | None = None) -> Array:
         """Samples from noise, or by the last steps from images with noise, in one batch.
@@ -332,10 +327,7 @@ def complete(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     if method is None and masked_part(edit.model.wired.condition) is not None:
         return seen, edit.draw(args.strength)  # The network sees what is known.
     if not anew.any():
-        raise UserError(
-            "the mask is so small that no latent pixel is made anew: each counts by the first "
-            "pixel of its square"
-        )
+        raise UserError(NO_LATENT)
     if method is None:
         method = "pseudoinverse" if args.pretrained is None else "fixed_noise"
     if method in METHODS:

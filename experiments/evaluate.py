@@ -120,13 +120,13 @@ def main(args: SimpleNamespace) -> None:
         raise UserError("--lora goes with --pretrained: the evaluation of a run is of its weights")
     if args.out is not None and args.pretrained is not None:
         raise UserError("--out: results of --pretrained go to --workdir, leave it out")
-    asked, args.step = args.step, args.step[0] if isinstance(args.step, list) else None
-    if asked is not None and args.pretrained is not None:
+    checkpoints, args.step = args.step, args.step[0] if isinstance(args.step, list) else None
+    if checkpoints is not None and args.pretrained is not None:
         raise UserError("--step is of a run: a published file has one set of weights")
     run = published.opened(args, (args.weights or [None])[0])
     # Step 0 is that of random weights.
-    chosen = asked if isinstance(asked, list) else [step for step in run.steps if step]
-    runs = [run] if asked is None else [run.at(step) for step in chosen]
+    chosen = checkpoints if isinstance(checkpoints, list) else [step for step in run.steps if step]
+    runs = [run] if checkpoints is None else [run.at(step) for step in chosen]
     if args.out is not None:
         runs = [of_first_folder(each, args.out) for each in runs]
     run = runs[-1]

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 
 from diffjax import choices
 from diffjax.conditions import Classes, Unconditional
+from diffjax.conditions.masked_images import NO_LATENT, nearest
 from diffjax.errors import UserError
 from diffjax.reports.pictures import image_grid
 from diffjax.runs.load import Run
@@ -177,9 +178,12 @@ def known_part(model: Model, drawn: Mapping[str, Any] | None, part: str) -> Know
         wanted |= fitted(layer, "RGBA")[..., 3] >= _COVERED
     if not wanted.any():
         raise UserError(f"nothing is drawn: draw on the picture, or choose {' or '.join(PARTS)}")
+    anew = nearest(wanted[None, ..., None], (rows, columns))
+    if not anew.any():
+        raise UserError(NO_LATENT)
     image = fitted(drawn["background"], "L" if channels == 1 else "RGB")
-    mask = np.asarray(editing.known_cells(wanted, rows, columns))
-    return Known(model.encoded(image[None].astype(np.float32) / 127.5 - 1.0), mask[None])
+    known = 1.0 - anew.astype(np.float32)
+    return Known(model.encoded(image[None].astype(np.float32) / 127.5 - 1.0), known)
 
 
 def shown(images: np.ndarray) -> np.ndarray:

@@ -44,7 +44,6 @@ from diffjax.runs import workdirs
 from diffjax.sweeps.cells import (
     Planned,
     extend_flag,
-    grouped_cells,
     is_finished,
     plan_cells,
     train_cells,
@@ -161,13 +160,13 @@ def train_sweep(
     args: SimpleNamespace, sweep: Sweep, workdir: Path, facts: Mapping[str, Any]
 ) -> int:
     """Checks and trains all cells of a sweep, and concludes; returns the exit status."""
-    planned, ensembles = checked(sweep, args.ensemble)
+    planned = checked(sweep, args.ensemble)
     for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if args.dry_run or not planned.cells:
         print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in planned.cells))
         return 0 if planned.cells else 2
-    train_planned(args, sweep, workdir, planned, ensembles, facts)
+    train_planned(args, sweep, workdir, planned, facts)
     return conclude(sweep, planned.cells, workdir)
 
 
@@ -176,17 +175,16 @@ def train_planned(
     sweep: Sweep,
     workdir: Path,
     planned: Planned,
-    ensembles: Sequence[Sequence[str]],
     facts: Mapping[str, Any],
 ) -> None:
     """Writes the plan and trains its unfinished cells."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / SWEEP, {**plan(args.sweep, sweep, planned, ensembles), **facts})
+    write_json(workdir / SWEEP, {**plan(args.sweep, sweep, planned), **facts})
     given = parse_options({"slurm": args.slurm, "ray": args.ray}.get(args.engine, ""))
     words = worker_command(args.sweep, workdir, args.extend)
     job = Job(words, args.workers, workdir / "workers", given)
     with stop_signals() as should_stop:
-        todo = units(planned.cells, ensembles)
+        todo = units(planned.cells, planned.ensembles)
         run_workers(ENGINES[args.engine], job, todo, workdir, Live(workdir), should_stop)
 
 
@@ -195,9 +193,10 @@ def search(args: SimpleNamespace, sweep: Sweep, workdir: Path, command: str) -> 
     searched_axes(sweep)
     about = {"method": args.search, "trials": args.trials, "seed": args.search_seed}
     facts = {"command": command, "search": about}
-    if args.search == "optuna" and args.dry_run:
-        print("trials of Optuna depend on results; these are drawn at random", file=sys.stderr)
-    if args.search == "random" or args.dry_run:
+    adaptive = SEARCHES[args.search]
+    if adaptive and args.dry_run:
+        print("trials of this search depend on results; these are random", file=sys.stderr)
+    if args.dry_run or not adaptive:
         trials = random_trials(sweep, args.trials, args.search_seed)
         status = train_sweep(args, replace(sweep, trials=trials), workdir, facts)
         results = [] if args.dry_run else results_of(replace(sweep, trials=trials), workdir)
@@ -243,18 +242,18 @@ def search_adaptively(
         {axis: tuple(value) if isinstance(value, list) else value for axis, value in trial.items()}
         for trial in begun.get("tried", [])
     ]
-    planned, ensembles, new = Planned([], {}, {}), [], tried
+    planned, new = Planned([], {}, {}, []), tried
     while True:
         if new:
-            also, groups = checked(replace(sweep, trials=new), args.ensemble)
+            also = checked(replace(sweep, trials=new), args.ensemble)
             planned = Planned(
                 [*planned.cells, *also.cells],
                 {**planned.costs, **also.costs},
                 {**planned.left_out, **also.left_out},
+                [*planned.ensembles, *also.ensembles],
             )
-            ensembles = [*ensembles, *groups]
             known = {**facts, "search": {**facts["search"], "tried": tried}}
-            train_planned(args, sweep, workdir, planned, ensembles, known)
+            train_planned(args, sweep, workdir, planned, known)
         results = results_of(replace(sweep, trials=tried), workdir) if tried else []
         new = adaptive_trials(
             sweep, results, min(args.workers, args.trials - len(tried)), args.search_seed
@@ -280,8 +279,8 @@ def results_of(sweep: Sweep, workdir: Path) -> list[tuple[Trial, float | None]]:
     return [(trials[arm], mean if math.isfinite(mean) else None) for arm, mean in means.items()]
 
 
-def checked(sweep: Sweep, most: int) -> tuple[Planned, list[list[str]]]:
-    """The results of `plan_cells` and `grouped_cells`, computed in a subprocess.
+def checked(sweep: Sweep, most: int) -> Planned:
+    """The result of `plan_cells`, computed in a subprocess.
 
     Building networks occupies the accelerator until the process ends, and trainings need it.
     """
@@ -289,8 +288,7 @@ def checked(sweep: Sweep, most: int) -> tuple[Planned, list[list[str]]]:
     # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
-        planned = pool.submit(plan_cells, sweep).result()
-        return planned, pool.submit(grouped_cells, planned.cells, most).result()
+        return pool.submit(plan_cells, sweep, most).result()
 
 
 def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
@@ -322,9 +320,7 @@ def sweep_command(args: SimpleNamespace, workdir: Path, shared: Mapping[str, str
     return shlex.join([*words, *extend_flag(args.extend)])
 
 
-def plan(
-    file: str, sweep: Sweep, planned: Planned, ensembles: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+def plan(file: str, sweep: Sweep, planned: Planned) -> dict[str, Any]:
     """The content of `sweep.json`."""
     costs = planned.costs
     return {
@@ -348,7 +344,7 @@ def plan(
             for cell in planned.cells
         ],
         "left_out": [{"name": name, "reason": reason} for name, reason in planned.left_out.items()],
-        "ensembles": [list(names) for names in ensembles],
+        "ensembles": [list(names) for names in planned.ensembles],
     }
 
 

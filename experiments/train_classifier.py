@@ -294,7 +294,9 @@ def wanted(args: SimpleNamespace) -> tuple[DataSet, Recipe, Path, str]:
     if not dataset.codec.pixels:
         raise UserError(f"{dataset.name} are latents: name the config of their images")
     if dataset.num_classes < 2:
-        raise UserError(f"{dataset.name} has {dataset.condition.describe()}: there is none to tell")
+        raise UserError(
+            f"{dataset.name} has {dataset.condition.describe()}: a classifier needs classes"
+        )
     if not len(dataset.test):
         raise UserError(
             f"{dataset.name} has no test images, on which accuracy is measured: set test_fraction"

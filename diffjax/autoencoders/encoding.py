@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -129,7 +128,7 @@ class Stored:
             )
         if self.dtype not in ("float16", "float32"):
             raise UserError(f"latents are float16 or float32, not {self.dtype!r}")
-        if self.kind != "means" and not codec.stochastic:
+        if KINDS[self.kind] is not _means and not codec.stochastic:
             raise UserError(
                 f"{codec.name} has no posterior to store {self.kind} of: its latents are the "
                 "kind means"
@@ -288,8 +287,7 @@ class _Job:
         """All arrays by name."""
         number = sum(self.rows)
         latents = jax.ShapeDtypeStruct((number, *self.latent_shape), np.dtype(self.stored.dtype))
-        names = [LATENTS, LOG_VARIANCES] if self.stored.kind == "moments" else [LATENTS]
-        names += [f"{name}{FLIPPED}" for name in names if self.stored.flips]
+        names = names_of(vars(self.stored))
         features = self._feature_shapes(number)
         source = next(each for each in (self.dataset.train, self.dataset.test) if len(each))
         given = _given(batch_at(source, np.arange(1)))
@@ -444,8 +442,8 @@ class _Job:
         encoded = {}
         for flipped, (suffix, some) in enumerate(both):
             placed = jax.device_put((some[filled], where), self.place)
-            numbers = jnp.uint32(self.stored.seed), jnp.uint32(flipped)
-            made = _program()(self.codec, self.stored.kind, params, *placed, *numbers)
+            key = jax.random.fold_in(jax.random.key(self.stored.seed), flipped)
+            made = _program()(self.codec, self.stored.kind, params, *placed, key)
             encoded |= {f"{name}{suffix}": rows for name, rows in made.items()}
             if self.stored.extractor is not None:
                 encoded[f"{FEATURES}{suffix}"] = self.stored.extractor.features(some)
@@ -628,9 +626,8 @@ def _given(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
 @cache
 def _program() -> Any:
     def encoded(
-        codec: Codec, kind: str, params: Any, images: Any, rows: Any, seed: Any, flipped: Any
+        codec: Codec, kind: str, params: Any, images: Any, rows: Any, key: Any
     ) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.key(seed), flipped)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
         return KINDS[kind](codec, params, images, keys)
 

@@ -9,7 +9,8 @@ from diffjax.data import Augment
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import AtLeastOne, Decay, complaint
 from diffjax.models.patchgan import PatchGAN
-from diffjax.optimizers.adam import adam
+from diffjax.optimizers.adam import Adam
+from diffjax.optimizers.descent import descent
 from diffjax.settings import Mesh, Seed, Spec, check_names
 from diffjax.spec import spec
 from diffjax.training.averages import Averages
@@ -59,7 +60,8 @@ def autoencoder_experiment(name: str, *, data: ConfigDict, autoencoder: ConfigDi
     config.loss = spec(Reconstruction)
     config.adversary = spec(Adversary, network=spec(PatchGAN))
     # The loss is a sum over pixels, so no norm of a gradient is too large.
-    optimizer = spec(adam, learning_rate=1e-4, b1=0.5, b2=0.9, clip_norm=float("inf"))
+    rule = spec(Adam, b1=0.5, b2=0.9)
+    optimizer = spec(descent, rule=rule, learning_rate=1e-4, clip_norm=float("inf"))
     config.optimizer = optimizer
     config.adversary_optimizer = ConfigDict(optimizer.to_dict())
     config.ema_decays = (0.999,)

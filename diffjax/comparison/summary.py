@@ -63,23 +63,24 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
     )
     rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
     if search := files.sweep.get("search"):
-        rule += f". {_of_search(str(search.get('method')), len(rows))}"
-        rows = [_without_verdict(row) for row in rows] if search.get("tried") else rows
+        adaptive = bool(search.get("tried"))  # which only searches that learn from results record
+        rule += f". {_of_search(search, len(rows), adaptive)}"
+        rows = [_without_verdict(row) for row in rows] if adaptive else rows
     several = any(row["noise"] is not None for row in rows)
     rule += "; noise is the standard deviation between noise seeds." if several else "."
     return {"rule": rule, "verdict_rows": rows}
 
 
-def _of_search(method: str, number: int) -> str:
+def _of_search(search: Mapping[str, Any], number: int, adaptive: bool) -> str:
     """What a search does to the result of its best trial."""
     text = (
-        f"The best of {number} trials of this search ({method}) was chosen by these numbers, "
-        "so its own is optimistic: finalists with fresh seeds are compared without that bias "
-        "(--finalists)"
+        f"The best of {number} trials of this search ({search.get('method')}) was chosen by these "
+        "numbers, so its own is optimistic: finalists with fresh seeds are compared without that "
+        "bias (--finalists)"
     )
-    if method == "random":
-        return text
-    return f"{text}. Later trials were chosen by the results of earlier ones: there is no verdict"
+    if adaptive:
+        text += ". Later trials were chosen by the results of earlier ones: there is no verdict"
+    return text
 
 
 def _without_verdict(row: Mapping[str, Any]) -> dict[str, Any]:

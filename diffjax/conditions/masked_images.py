@@ -8,6 +8,12 @@ import numpy as np
 from diffjax.conditions.images import Images
 from diffjax.errors import UserError
 
+NO_LATENT = (
+    "the mask is so small that no latent pixel is made anew: each counts by the first pixel of its "
+    "square"
+)
+"""What is wrong with a mask that `nearest` leaves empty."""
+
 
 @dataclass(frozen=True)
 class MaskedImages(Images):
@@ -85,6 +91,16 @@ class KeptLatents(MaskedImages):
 
 def nearest(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A mask `[n, H, W, 1]` in the size of latents `(h, w)`: the first pixel of each square.
+
+    The one rule for masks of latents, for networks that see them and for solvers that keep the
+    known part. Published networks for inpainting were trained with it. Without a codec latents are
+    pixels, and the mask stays as it is.
+
+    Example:
+        >>> mask = np.zeros((1, 4, 4, 1))
+        >>> mask[:, 1:] = 1
+        >>> nearest(mask, (2, 2))[0, ..., 0].tolist()
+        [[0.0, 0.0], [1.0, 1.0]]
 
     Raises:
         UserError: the sizes do not divide.

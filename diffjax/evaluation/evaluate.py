@@ -52,38 +52,36 @@ class EvaluationResult:
 
 def evaluate(
     draw: Draw,
-    main: NamedRecipe,
+    recipes: Sequence[NamedRecipe],
     references: Sequence[Reference],
     *,
     labels: np.ndarray | None,
     texts: Sequence[str] | None = None,
-    others: Sequence[NamedRecipe] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> EvaluationResult:
-    """Computes all metrics for the main recipe, and accuracy and distances for the others.
+    """Computes all metrics for the first recipe, and accuracy and distances for the others.
 
     All recipes have the same conditions, and those with one seed start from the same noise.
 
     Args:
         draw: draws samples of a recipe, and returns them with the evaluations per sample.
-        main: the run's own recipe.
+        recipes: the run's own, and further ones; repeated ones are skipped.
         references: the real data with extractors. The metrics of the first are those of the
-            evaluation; those of the others are for the main recipe only, under `extractors`, by
+            evaluation; those of the others are for the first recipe only, under `extractors`, by
             name. CLIP score and retrieval accuracy are those of the first that reads texts.
         labels: `[n]`, the class on which each sample is conditioned; None for samples without
             classes, which have no accuracy.
         texts: n of them, what each sample is to show; None where there are none.
-        others: further recipes; repeated ones are skipped.
         report: called with each finished row.
     """
-    began = time.perf_counter()
+    began, (main, *others) = time.perf_counter(), distinct(recipes)
     samples, row, found = _measure(draw, main, references, labels, texts, all_metrics=True)
     full = found[0]
     report(row)
     rows = [row]
     reading = [real for real in references[1:] if texts is not None and real.extractor.texts]
     in_short = [references[0], *reading[:1]]
-    for other in distinct([main, *others])[1:]:
+    for other in others:
         _, another, _ = _measure(draw, other, in_short, labels, texts, all_metrics=False)
         report(another)
         rows.append(another)

@@ -172,18 +172,17 @@ class Transformers:
 
 
 def _conv(
-    x: jax.Array,
     features: int,
     dtype: jnp.dtype,
     name: str,
     stride: int = 1,
     zero: bool = False,
     padding: Any = 1,
-) -> jax.Array:
+) -> nn.Conv:
     init = initializers.zeros if zero else _uniform
     return nn.Conv(
         features, (3, 3), stride, padding=padding, dtype=dtype, kernel_init=init, name=name
-    )(x)
+    )
 
 
 def _same(x: jax.Array) -> jax.Array:
@@ -218,7 +217,7 @@ class ResidualBlock(nn.Module):
     ) -> Float[Array, " batch new_height new_width {self.features}"]:
         dtype = compute_type(self.dtype)
         h = self.resample(nn.silu(self._norm(x, "norm_1")))
-        h = _conv(h, self.features, dtype, "conv_1")
+        h = _conv(self.features, dtype, "conv_1")(h)
         x = self.resample(x)
         modulation = nn.Dense(
             (1 + self.scale_shift) * self.features,
@@ -232,7 +231,7 @@ class ResidualBlock(nn.Module):
         else:
             h = self._norm(h + modulation, "norm_2")
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-        h = _conv(h, self.features, dtype, "conv_2", zero=True)
+        h = _conv(self.features, dtype, "conv_2", zero=True)(h)
         if self.project or x.shape[-1] != self.features:
             x = Dense(self.features, dtype=dtype, kernel_init=_uniform, name="skip")(x)
         return constrain((x + h) * self.skip_scale, *MAPS)
@@ -505,7 +504,7 @@ class UNet(nn.Module):
     ) -> tuple[jax.Array, list[jax.Array]]:
         """The map after the way down, and all maps for the way up."""
         dtype, image = compute_type(self.dtype), x
-        h = _conv(x, int(self.first_multiplier * self.channels), dtype, "conv_in")
+        h = _conv(int(self.first_multiplier * self.channels), dtype, "conv_in")(x)
         skips = [h]
         for level in range(self._last + 1):
             for i in range(self.num_res_blocks):
@@ -556,7 +555,7 @@ class UNet(nn.Module):
         return out
 
     def _image(self, h: jax.Array, channels: int, norm: str, conv: str) -> jax.Array:
-        return _conv(self._normed(h, norm), channels, compute_type(self.dtype), conv, zero=True)
+        return _conv(channels, compute_type(self.dtype), conv, zero=True)(self._normed(h, norm))
 
     def _normed(self, h: jax.Array, name: str) -> jax.Array:
         groups = self.num_groups or num_groups(h.shape[-1])
@@ -635,14 +634,14 @@ class UNet(nn.Module):
             by_filter = partial(halved, taps=self.resampling.taps)
             return self._residual(h, c, train, level, name, by_filter)
         padding = 1 if self.resampling.padded_before else ((0, 1), (0, 1))
-        return _conv(h, h.shape[-1], compute_type(self.dtype), name, stride=2, padding=padding)
+        return _conv(h.shape[-1], compute_type(self.dtype), name, stride=2, padding=padding)(h)
 
     def _double(self, h: jax.Array, c: jax.Array, train: bool, level: int) -> jax.Array:
         name = f"up_{level}_resample"
         if self.residual_resampling:
             by_filter = partial(doubled, taps=self.resampling.taps)
             return self._residual(h, c, train, level, name, by_filter)
-        return _conv(doubled(h), h.shape[-1], compute_type(self.dtype), name)
+        return _conv(h.shape[-1], compute_type(self.dtype), name)(doubled(h))
 
     def _skip_in(self, h: jax.Array, image: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
         image = halved(image, self.resampling.taps)
@@ -655,7 +654,7 @@ class UNet(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         taps, dtype = self.resampling.taps, compute_type(self.dtype)
         # The filter sees what the convolution returns beyond the border, not zeros.
-        wide = _conv(image, h.shape[-1], dtype, name, padding=1 + (len(taps) - 1) // 2)
+        wide = _conv(h.shape[-1], dtype, name, padding=1 + (len(taps) - 1) // 2)(image)
         h = (h + halved(wide, taps, padded=False)) * math.sqrt(0.5)
         return h, h
 

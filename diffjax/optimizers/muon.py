@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from diffjax.kinds import Decay, Limit, NotNegative, Positive
-from diffjax.optimizers.base import Optimizer, clip_by_norm
-from diffjax.optimizers.schedules import Constant, Schedule, warmed_up
+from diffjax.kinds import Decay, NotNegative, Positive
+from diffjax.optimizers.adam import AdamW
+from diffjax.optimizers.base import Optimizer
 
 BY_ADAMW = ("embedding", "^conv_in/", "^final_out/", "^final_conv/")
 """Kernels that Muon leaves to AdamW, as patterns in their paths: embeddings, also those of patches;
@@ -18,21 +19,8 @@ the first layer, which reads channels; the last, which writes them."""
 _STACKED = re.compile("(^|/)blocks/")  # The first axis of kernels there is that of the blocks.
 
 
-def muon(
-    num_steps: int,
-    learning_rate: NotNegative[float] = 0.02,
-    warmup_steps: NotNegative[int] = 100,
-    schedule: Schedule = Constant(),
-    momentum: Decay[float] = 0.95,
-    weight_decay: NotNegative[float] = 0.0,
-    adamw_learning_rate: NotNegative[float] = 3e-4,
-    adamw_b1: Decay[float] = 0.9,
-    adamw_b2: Decay[float] = 0.95,
-    adamw_weight_decay: NotNegative[float] = 0.0,
-    by_adamw: tuple[str, ...] = BY_ADAMW,
-    eps: Positive[float] = 1e-8,
-    clip_norm: Limit[float] = 1.0,
-) -> Optimizer:
+@dataclass(frozen=True)
+class Muon:
     """Muon for the matrices inside a network, AdamW for the rest (Jordan et al. 2024).
 
         m ← momentum·m + (1 − momentum)·g
@@ -48,44 +36,45 @@ def muon(
     (`config.model.scan`) are one matrix each. All others (biases, scales, embeddings, the first and
     the last layer, what an objective learns itself) are AdamW's, as the authors advise.
 
+    The learning rate is Muon's, 0.02 in the authors' code, and can't be compared with AdamW's; it
+    is the one that is logged. Muon's steps do not depend on the size of a gradient, only on its
+    share in the mean.
+
     Args:
-        num_steps: training steps, the schedule's length.
-        learning_rate: Muon's peak, at least 0; by default the authors' 0.02. It is the rate that is
-            logged, and can't be compared with AdamW's.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak, of both rates; 0 for none.
-        schedule: of both rates after the warm-up.
         momentum: decay of the mean gradient, from 0 to below 1.
         weight_decay: of Muon's matrices, per step, times its rate; 0 to 0.1.
-        adamw_learning_rate: AdamW's peak, at least 0.
-        adamw_b1: decay of AdamW's first moment, from 0 to below 1.
-        adamw_b2: decay of AdamW's second moment, from 0 to below 1.
-        adamw_weight_decay: of AdamW's parameters, per step, times its rate.
+        eps: added to the norm of a matrix, above 0.
+        adamw: the rule of the other parameters.
+        adamw_share: its rate over Muon's, at least 0; by default 3e-4 of AdamW to 0.02 of Muon.
         by_adamw: patterns; a kernel whose path, as `block_0/mlp/up/kernel`, contains one is
             AdamW's. Name the first and last layer of a network of your own.
-        eps: added to the norm of a matrix, and to the root of AdamW's second moment; above 0.
-        clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing. Muon's steps
-            do not depend on the size of a gradient, only on its share in the mean.
     """
-    rate = warmed_up(schedule, learning_rate, warmup_steps, num_steps)
-    adamw_rate = warmed_up(schedule, adamw_learning_rate, warmup_steps, num_steps)
-    rules: dict[Hashable, Any] = {
-        "muon": optax.contrib.muon(
-            rate,
-            beta=momentum,
-            eps=eps,
-            weight_decay=weight_decay,
-            muon_weight_dimension_numbers=lambda params: matrices(params, by_adamw),
-        ),
-        # Optax has one of its own in there, but with Nesterov's momentum.
-        "adamw": optax.adamw(adamw_rate, adamw_b1, adamw_b2, eps, weight_decay=adamw_weight_decay),
-    }
 
-    def rule_of(params: Any) -> Any:
-        axes = matrices(params, by_adamw)
-        return jax.tree.map(lambda axes: "muon" if axes else "adamw", axes, is_leaf=is_axes)
+    momentum: Decay[float] = 0.95
+    weight_decay: NotNegative[float] = 0.0
+    eps: Positive[float] = 1e-8
+    adamw: AdamW = AdamW(b2=0.95)
+    adamw_share: NotNegative[float] = 0.015
+    by_adamw: tuple[str, ...] = BY_ADAMW
 
-    step = optax.partition(rules, rule_of)
-    return Optimizer(optax.chain(clip_by_norm(clip_norm), step), rate)
+    def __call__(self, rate: optax.Schedule) -> Optimizer:
+        rules: dict[Hashable, Any] = {
+            "muon": optax.contrib.muon(
+                rate,
+                beta=self.momentum,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=lambda params: matrices(params, self.by_adamw),
+            ),
+            # Optax has one of its own in there, but with Nesterov's momentum.
+            "adamw": self.adamw(lambda step: self.adamw_share * rate(step)).transform,
+        }
+
+        def rule_of(params: Any) -> Any:
+            axes = matrices(params, self.by_adamw)
+            return jax.tree.map(lambda axes: "muon" if axes else "adamw", axes, is_leaf=is_axes)
+
+        return Optimizer(optax.partition(rules, rule_of), rate)
 
 
 def is_axes(leaf: Any) -> bool:

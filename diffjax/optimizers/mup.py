@@ -62,9 +62,9 @@ def by_width(optimizer: Optimizer, factors: Any) -> Optimizer:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from diffjax.optimizers.adam import adam
+        >>> from diffjax.optimizers.descent import descent
         >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
-        >>> step = by_width(adam(1, 1e-3, 0), {"kernel": 0.25, "bias": 1.0}).transform
+        >>> step = by_width(descent(1, warmup_steps=0), {"kernel": 0.25, "bias": 1.0}).transform
         >>> moved, _ = step.update(jax.tree.map(jnp.ones_like, params), step.init(params), params)
         >>> [round(float(moved[name].ravel()[0]), 6) for name in ("kernel", "bias")]
         [-0.00025, -0.001]

@@ -1,34 +1,26 @@
 """Forced weight normalisation: after each step every filter has its length back."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.kinds import Decay, Limit, NotNegative, Positive
-from diffjax.optimizers.adam import adam
+from diffjax.kinds import Decay, Positive
+from diffjax.optimizers.adam import Adam
 from diffjax.optimizers.base import Optimizer
 from diffjax.optimizers.muon import is_axes, matrices
-from diffjax.optimizers.schedules import Constant, Schedule
 
 EPSILON = 1e-4
 """Added to a magnitude before it divides, as in `diffjax.models.layers.magnitude`."""
 
 
-def normalised_adam(
-    num_steps: int,
-    learning_rate: NotNegative[float] = 1e-2,
-    warmup_steps: NotNegative[int] = 100,
-    schedule: Schedule = Constant(),
-    b1: Decay[float] = 0.9,
-    b2: Decay[float] = 0.99,
-    eps: Positive[float] = 1e-8,
-    clip_norm: Limit[float] = 1.0,
-) -> Optimizer:
+@dataclass(frozen=True)
+class NormalisedAdam:
     """Adam with forced weight normalisation (Karras et al. 2024, arXiv:2312.02696, equation 66).
 
-        w ← w − rate·m̂/(√v̂ + eps)          as `adam`
+        w ← w − rate·m̂/(√v̂ + eps)          as `Adam`
         w ← w/(|w|/√n + 1e-4)               each vector w of the n inputs of an output of a kernel
 
     It is made for networks that normalise the same weights when they are used, such as `EDM2`: they
@@ -40,21 +32,23 @@ def normalised_adam(
     are Adam's alone. Networks that do not normalise their weights by themselves, as `DiT`, are
     changed by it and should not be trained with it.
 
+    EDM2 takes peak rates of 0.012 (XS), 0.01 (S), 0.009 (M), 0.008 (L), 0.007 (XL) and 0.0065 (XXL)
+    with batches of 2,048, a warm-up of 10 M images, no clipping, and `InverseSqrt`, constant for
+    70,000 steps (ImageNet-512) or 35,000 (ImageNet-64) and falling then.
+
     Args:
-        num_steps: training steps, the schedule's length.
-        learning_rate: its peak, at least 0. EDM2 takes 0.012 (XS), 0.01 (S), 0.009 (M), 0.008 (L),
-            0.007 (XL) and 0.0065 (XXL) with batches of 2,048.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 for none. In EDM2, 10 M
-            images.
-        schedule: of the rate after the warm-up; `InverseSqrt` in EDM2, constant for 70,000 steps
-            (ImageNet-512) or 35,000 (ImageNet-64) and falling then.
         b1: decay of the first moment, from 0 to below 1.
         b2: decay of the second moment, from 0 to below 1.
         eps: added to the root of the second moment, above 0.
-        clip_norm: largest global norm of the gradient, above 0; `inf`, as in EDM2, clips nothing.
     """
-    rule = adam(num_steps, learning_rate, warmup_steps, schedule, b1, b2, eps, clip_norm)
-    return Optimizer(optax.chain(rule.transform, force_norm()), rule.schedule)
+
+    b1: Decay[float] = 0.9
+    b2: Decay[float] = 0.99
+    eps: Positive[float] = 1e-8
+
+    def __call__(self, rate: optax.Schedule) -> Optimizer:
+        rule = Adam(self.b1, self.b2, self.eps)(rate)
+        return Optimizer(optax.chain(rule.transform, force_norm()), rate)
 
 
 def force_norm() -> optax.GradientTransformation:

@@ -42,9 +42,9 @@ def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optim
         UserError: an optimizer that takes gradients elsewhere than at the parameters.
 
     Example:
-        >>> from diffjax.optimizers.adam import adam
+        >>> from diffjax.optimizers.descent import descent
         >>> params = {"network": jnp.zeros(1), "score": jnp.zeros(1)}
-        >>> step = in_turns(adam(9, 1e-3, 0), 2, ("score",)).transform
+        >>> step = in_turns(descent(9, warmup_steps=0), 2, ("score",)).transform
         >>> moved, state = step.update({"network": jnp.ones(1), "score": jnp.ones(1)},
         ...                            step.init(params), params)
         >>> moved, _ = step.update({"network": jnp.ones(1), "score": jnp.ones(1)}, state, params)

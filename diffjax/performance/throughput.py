@@ -179,10 +179,13 @@ def set_up_on_devices(
 
 
 def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scaled:
-    """Measures training on the first `num_devices` devices, with the config's mesh.
+    """Measures training on the devices of a set-up, for a table over numbers of devices.
 
-    Raises:
-        UserError: there are fewer devices, or the mesh or the batch does not fit them.
+    Args:
+        name: of the config, for the table.
+        setup: from `set_up_on_devices`.
+        steps: training steps of a round.
+        rounds: how often they are timed; the seconds of each are in the result.
     """
     program = training_program(setup, setup.init(jax.random.key(setup.config.seed)), steps)
     seconds = tuple(timed(program.run) / steps for _ in range(rounds))
@@ -190,7 +193,13 @@ def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scale
 
 
 def training_program(setup: Setup, state: TrainState, steps: int) -> Program:
-    """A program of `steps` training steps on one batch of noise; it is the training loop's step."""
+    """A program of training steps on one batch of noise, compiled and run once.
+
+    Args:
+        setup: of the run; the step is that of the training loop.
+        state: to begin with, which the first step donates.
+        steps: in one call of the program.
+    """
     config = setup.config
     key, batch = jax.random.key(config.seed), noise_batch(setup)
     with compiling() as seconds:
@@ -215,7 +224,13 @@ def training_program(setup: Setup, state: TrainState, steps: int) -> Program:
 
 
 def sampling_program(setup: Setup, params: Any, num_samples: int) -> Program:
-    """A program that samples one batch with the config's own recipe."""
+    """A program that samples one batch with the config's own recipe, compiled and run once.
+
+    Args:
+        setup: of the run.
+        params: of its network, on the devices.
+        num_samples: the size of the batch.
+    """
     wired, model = setup.wired, Model(setup.parts.programs, params)
     recipe = wired.recipe
     cond = _some_condition(wired.condition, num_samples)

@@ -33,7 +33,22 @@ def snr_of(c: Coeffs) -> Array:
 
 
 def x0_factor(c: Coeffs, k: Mix) -> Array:
-    """The squared error of x0 divided by the squared error of the prediction, `(s/D)²`."""
+    """The squared error of x0 divided by the squared error of the prediction, `(s/D)²`.
+
+    Args:
+        c: of a path at some times.
+        k: of the target that the network predicts.
+
+    Returns:
+        The shape of the coefficients. For noise it is `s²/a²`, for clean data 1.
+
+    Example:
+        >>> from diffjax.process.paths import Cosine, coeffs
+        >>> from diffjax.process.targets import Noise
+        >>> c = coeffs(Cosine(), jnp.array([0.25]), ndim=1)  # a = 0.92, s = 0.38
+        >>> round(x0_factor(c, Noise()(c)).item(), 3)
+        0.172
+    """
     return jnp.square(c.s / determinant(c, k))
 
 
@@ -133,6 +148,13 @@ class MinSNR:
     Attributes:
         gamma: `γ`, the largest weight on the squared error of x0. Lower values weight the clean
             end less. The paper's default is 5.
+
+    Example:
+        >>> from diffjax.process.paths import Cosine, coeffs
+        >>> from diffjax.process.targets import Noise
+        >>> c = coeffs(Cosine(), jnp.array([0.25, 0.5]), ndim=1)  # SNR 5.83 and 1
+        >>> [round(w, 3) for w in MinSNR()(c, Noise()(c)).tolist()]
+        [0.858, 1.0]
     """
 
     gamma: Positive[Scalar] = 5.0

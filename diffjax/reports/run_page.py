@@ -257,6 +257,7 @@ def _settings(
         ("Network", config.get("model")),
         ("Guidance", _find(config.get("sampling"), "guidance")),
         ("Optimizer", config.get("optimizer")),
+        ("Update rule", _find(config.get("optimizer"), "rule")),
         ("Schedule", _find(config, "schedule")),
     )
     rows = [(what, *_describe(part)) for what, part in parts if part is not None]

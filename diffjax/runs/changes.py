@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Changes = dict[str, tuple[Any, Any]]
-"""`{"optimizer.b1": (value in the folder, value here)}`."""
+"""`{"optimizer.rule.b1": (value in the folder, value here)}`."""
 
 # No array of the state, no batch and no loss depends on these.
 _MAY_CHANGE = (

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffjax.config_upgrade import upgrade
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
@@ -68,7 +69,8 @@ def _check_same_denoiser(named: str, parts: Parts) -> None:
     folder = next((each for each in (named, named.rpartition(":")[0]) if is_run(Path(each))), None)
     if folder is None:
         return
-    theirs, ours = ConfigDict(read_json(Path(folder) / "config.json")), parts.config
+    theirs = ConfigDict(upgrade(read_json(Path(folder) / "config.json") or {}))
+    ours = parts.config
     for part in ("path", "precond"):
         there = theirs.get(part)
         # Config dicts that are locked differ from those that are not.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -115,30 +114,6 @@ def keep_known(solver: Solver, image: Samples, mask: Array, noise: Samples | Non
         return mask * known + (1.0 - mask) * x, memory
 
     return solver._replace(step=step, fresh_noise=solver.fresh_noise or noise is None)
-
-
-def known_cells(wanted: np.ndarray, rows: int, columns: int) -> Float[Array, " rows columns one"]:
-    """The mask of `keep_known` for latents, of the pixels that are to be made anew.
-
-    A latent stands for a rectangle of pixels, and is known where none of them is wanted. Without a
-    codec latents are pixels.
-
-    Args:
-        wanted: `[H, W]`, true for pixels that are to be made anew.
-        rows: of latents, which divides H.
-        columns: of latents, which divides W.
-
-    Returns:
-        `[rows, columns, 1]`, 1 where it is known, else 0.
-
-    Example:
-        >>> wanted = np.array([[False, True], [False, False], [False, False], [False, False]])
-        >>> known_cells(wanted, 2, 1)[..., 0].tolist()
-        [[0.0], [1.0]]
-    """
-    height, width = wanted.shape
-    cells = wanted.reshape(rows, height // rows, columns, width // columns)
-    return jnp.asarray(np.all(~cells, axis=(1, 3))[..., None], jnp.float32)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class LossByLogSNR:
             here = slice(start, min(start + batch_size, len(images)))
             for index in np.flatnonzero(covered):
                 ends = bounds[index : index + 2].astype(np.float32)
-                batch = to_host(self._one_bin(weights, x0, own, rows, index, *ends))
+                batch = to_host(self._one_bin(weights, x0, own, rows, (index, *ends)))
                 for name, part in batch.items():
                     errors[name][here, index] = part[: here.stop - start]
         for name, part in errors.items():
@@ -176,7 +176,7 @@ class LossByLogSNR:
 
     @cached_property
     def _one_bin(self) -> Callable[..., dict[str, Array]]:
-        """`(weights, x0[B, …], cond, rows[B], bin, low, high) -> errors[B]` by space."""
+        """`(weights, x0[B, …], cond, rows[B], (number of the bin, low, high)) -> errors[B]`."""
 
         def draw(row: Array, index: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
             own = jax.random.fold_in(jax.random.fold_in(self.key, row), index)
@@ -185,8 +185,9 @@ class LossByLogSNR:
 
         @jit
         def one_bin(
-            weights: Any, x0: Array, cond: Any, rows: Array, index: Array, low: Array, high: Array
+            weights: Any, x0: Array, cond: Any, rows: Array, which: tuple[Array, Array, Array]
         ) -> dict[str, Array]:
+            index, low, high = which
             u, eps = jax.vmap(lambda row: draw(row, index, x0.shape[1:]))(rows)
             level = low + u * (high - low)
             t = time_of_log_snr(self.path, level)

@@ -41,17 +41,23 @@ class Planned(NamedTuple):
         cells: the valid ones, with matched costs.
         costs: their costs by name.
         left_out: the reason why a cell is not valid, by its name.
+        ensembles: the names of cells that train as one program, in groups.
     """
 
     cells: list[Cell]
     costs: dict[str, Cost]
     left_out: dict[str, str]
+    ensembles: list[list[str]]
 
 
-def plan_cells(sweep: Sweep) -> Planned:
-    """Builds all cells of a sweep.
+def plan_cells(sweep: Sweep, most: int = 1) -> Planned:
+    """Builds all cells of a sweep, and groups those that can train as one program.
 
     Nothing is trained or written. Cells that differ only in their seed are built once.
+
+    Args:
+        sweep: which cells there are, and the budget that they share.
+        most: cells of a group.
     """
     costs: dict[str, Cost] = {}
     reasons: dict[str, str] = {}
@@ -65,15 +71,12 @@ def plan_cells(sweep: Sweep) -> Planned:
             costs[cell.name] = built[arm]
         except UserError as error:
             reasons[cell.name] = str(error)
-    return Planned(sweep.matched_cells(costs), costs, reasons)
-
-
-def grouped_cells(cells: Sequence[Cell], most: int) -> list[list[str]]:
-    """Groups the names of cells that can train as one program, with at most `most` per group."""
+    cells = sweep.matched_cells(costs)
     if most == 1:
-        return [[cell.name] for cell in cells]
+        return Planned(cells, costs, reasons, [[cell.name] for cell in cells])
     configs = {cell.name: resolved(cell) for cell in cells}
-    return [list(names) for names in ensemble_groups(configs, most)]
+    groups = [list(names) for names in ensemble_groups(configs, most)]
+    return Planned(cells, costs, reasons, groups)
 
 
 def training_cost(config: ConfigDict, counted: bool = False) -> Cost:
@@ -105,6 +108,7 @@ def train_cells(
     errors: dict[str, str] = {}
     folders = [folder / cell.name for cell in cells]
     commands = [train_command(*each, extend) for each in zip(cells, folders, strict=True)]
+    configs: list[ConfigDict] = []
     try:
         configs = [resolved(cell) for cell in cells]
         if len(cells) == 1:
@@ -115,12 +119,12 @@ def train_cells(
         errors = {member.name: error for member, error in failed.failures.items()}
     except UserError as error:
         errors = {cell.name: str(error) for cell in cells}
-    for cell in cells:
+    for config, workdir in zip(configs, folders, strict=False):  # without configs all have failed
         try:
-            if cell.name not in errors:
-                probe_run(folder / cell.name, allowed_packages=packages(resolved(cell)))
+            if workdir.name not in errors:
+                probe_run(workdir, allowed_packages=packages(config))
         except UserError as error:
-            errors[cell.name] = str(error)
+            errors[workdir.name] = str(error)
     return errors
 
 

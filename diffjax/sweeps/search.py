@@ -1,6 +1,7 @@
 """Random and adaptive searches: which values of a sweep's axes are trained, instead of all."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.sweeps.sweep import Between, Sweep
 
-SEARCHES = ("random", "optuna")
-"""Names of the searches; `optuna` is adaptive: results decide which trials come next."""
+SEARCHES: Mapping[str, bool] = MappingProxyType({"random": False, "optuna": True})
+"""The searches, and whether they are adaptive: results decide which trials come next."""
 _SEED = "config.seed"
 _MOST_DRAWS = 1_000
 
@@ -44,7 +45,8 @@ def random_trials(sweep: Sweep, num_trials: int, seed: int = 0) -> list[Trial]:
         seed: of the search; the runs have their own.
 
     Example:
-        >>> sweep = Sweep("c.py", {"config.optimizer.b1": Between(0.8, 0.95), "config.seed": (0,)})
+        >>> rates = Between(1e-4, 1e-2, log=True)
+        >>> sweep = Sweep("c.py", {"config.optimizer.learning_rate": rates, "config.seed": (0,)})
         >>> random_trials(sweep, 3)[:2] == random_trials(sweep, 2)
         True
 
@@ -79,7 +81,7 @@ def _value(values: Sequence[Any] | Between, share: float) -> Any:
 
 
 def adaptive_trials(
-    sweep: Sweep, told: Sequence[tuple[Trial, float | None]], number: int, seed: int = 0
+    sweep: Sweep, results: Sequence[tuple[Trial, float | None]], number: int, seed: int = 0
 ) -> list[Trial]:
     """The next trials by Optuna's tree-structured Parzen estimator, from the results so far.
 
@@ -88,7 +90,7 @@ def adaptive_trials(
 
     Args:
         sweep: its axes but the seed are searched.
-        told: all earlier trials with their results, lower is better; None for one that failed.
+        results: all earlier trials with their results, lower is better; None for one that failed.
         number: of new trials.
         seed: of the search.
 
@@ -106,9 +108,9 @@ def adaptive_trials(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     state, new = optuna.trial.TrialState, []
     spaces = {axis: _distribution(optuna, values) for axis, values in axes.items()}
-    sampler = optuna.samplers.TPESampler(seed=seed + len(told), constant_liar=True)
+    sampler = optuna.samplers.TPESampler(seed=seed + len(results), constant_liar=True)
     study = optuna.create_study(sampler=sampler)
-    for trial, value in told:
+    for trial, value in results:
         study.add_trial(
             optuna.trial.create_trial(
                 params={axis: _parameter(values, trial[axis]) for axis, values in axes.items()},
@@ -117,10 +119,10 @@ def adaptive_trials(
                 state=state.FAIL if value is None else state.COMPLETE,
             )
         )
-    known = [trial for trial, _ in told]
+    known = [trial for trial, _ in results]
     for _ in range(number):
-        asked = study.ask(spaces).params
-        trial = {axis: _of_parameter(values, asked[axis]) for axis, values in axes.items()}
+        suggested = study.ask(spaces).params
+        trial = {axis: _of_parameter(values, suggested[axis]) for axis, values in axes.items()}
         if trial in known:  # As near as three digits: another one teaches more.
             (trial,) = _new_trials(axes, known, 1, seed + len(known)) or [trial]
         if trial not in known:
@@ -148,15 +150,15 @@ def _of_parameter(values: Sequence[Any] | Between, parameter: Any) -> Any:
     return values.rounded(parameter) if isinstance(values, Between) else values[parameter]
 
 
-def best_trials(told: Sequence[tuple[Trial, float | None]], number: int) -> list[Trial]:
+def best_trials(results: Sequence[tuple[Trial, float | None]], number: int) -> list[Trial]:
     """The trials with the lowest results, the best first.
 
     Example:
         >>> best_trials([({"a": 1}, 0.5), ({"a": 2}, None), ({"a": 3}, 0.1)], 2)
         [{'a': 3}, {'a': 1}]
     """
-    known = [(value, index) for index, (_, value) in enumerate(told) if value is not None]
-    return [told[index][0] for _, index in sorted(known)[:number]]
+    known = [(value, index) for index, (_, value) in enumerate(results) if value is not None]
+    return [results[index][0] for _, index in sorted(known)[:number]]
 
 
 def fresh_seeds(sweep: Sweep, number: int) -> tuple[int, ...]:

@@ -111,7 +111,7 @@ def test_one_and_eight_devices_agree(tmp_path, axes):
     config = small_config()
     # Adam divides gradients by their size: of biases of keys, on which attention does not depend,
     # it would make steps of rounding errors.
-    config.optimizer.eps = config.adversary_optimizer.eps = 1.0
+    config.optimizer.rule.eps = config.adversary_optimizer.rule.eps = 1.0
     one = trained(config, tmp_path / "one")
     eight = trained(config, tmp_path / "eight", mesh=make_mesh(**axes))
 

@@ -2,7 +2,7 @@
 
 Every repetition is a sweep in small: three arms of `colours` (two spoilt alike, one spoilt more),
 each trained from the same three seeds by the project's own step, sampled from noise of each seed's
-own, as sweeps are evaluated, and held against the unspoilt data. All of them train as one program.
+own, as sweeps are evaluated, and compared with the unspoilt data. All of them train as one program.
 """
 
 from itertools import pairwise
@@ -17,7 +17,7 @@ from diffjax.conditions import Unconditional
 from diffjax.data import colours
 from diffjax.evaluation.scores.distances import frechet_distance, statistics
 from diffjax.objectives.denoising import Denoising
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
 from diffjax.process import paths, precond, targets, times, weights
 from diffjax.process.precond import denoiser
@@ -56,7 +56,7 @@ def init(key):
 
 def train_and_sample(images, seed):
     """One run: its samples, `[SAMPLES, 3]`."""
-    optimizer = adamw(STEPS, learning_rate=1e-2, warmup_steps=20, schedule=Cosine(0.02))
+    optimizer = descent(STEPS, learning_rate=1e-2, warmup_steps=20, schedule=Cosine(0.02))
     step = make_train_step(
         network,
         OBJECTIVE,

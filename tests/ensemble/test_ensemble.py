@@ -41,8 +41,8 @@ UNLIKE: list[dict[str, Any]] = [
     },
     {
         "seed": 1,
-        "optimizer.b1": 0.8,
-        "optimizer.weight_decay": 0.1,
+        "optimizer.rule.b1": 0.8,
+        "optimizer.rule.weight_decay": 0.1,
         "objective.times.mean": 0.7,
         "condition_dropout": 0.3,
     },

@@ -103,7 +103,7 @@ def test_an_extractor_that_depends_on_no_data_is_itself(config):
     ("change", "message"),
     [
         ({"test_fraction": 0.0}, "shades has no test images, on which accuracy is measured"),
-        ({"path": "dark"}, "dark has no classes: there is none to tell"),
+        ({"path": "dark"}, "dark has no classes: a classifier needs classes"),
     ],
 )
 def test_data_without_classes_or_test_images_are_refused(config, change, message):

@@ -132,11 +132,10 @@ def test_an_evaluation_has_those_of_the_extractor_that_reads_texts_for_each_reci
     drawn = {3: SAMPLES, 2: SAMPLES[[0, 1, 2, 2]]}
     result = evaluate(
         lambda named: (drawn[named.recipe.num_steps], 1),
-        recipe,
+        [recipe, other],
         [pixels, real],
         labels=None,
         texts=TEXTS,
-        others=[other],
     ).summary
     assert result["clip_score"]["provenance"]["extractor"] == "halves"
     assert result["frechet_distance"]["provenance"]["extractor"] == "pixels:2x2"

@@ -57,6 +57,20 @@ def test_a_magnified_picture_is_filled_where_a_quarter_of_a_pixel_is_drawn_on():
     np.testing.assert_array_equal(kept[0, 1:], known.image[0, 1:])
 
 
+def test_a_latent_is_filled_where_its_first_pixel_is_drawn_on_as_in_edits():
+    """Of 2 x 2 latents of 4 x 4 pixels; a stroke that meets none of the first ones is refused."""
+    model, white = model_of((2, 2, 1), (8, 8, 1)), Image.new("RGB", (8, 8), "white")
+    layer = np.zeros((8, 8, 4), np.uint8)
+    layer[:, :6, 3] = 255
+    layer[4:, 4:, 3] = 0
+    known = gallery.known_part(model, drawn(white, Image.fromarray(layer)), gallery.DRAWN)
+    np.testing.assert_array_equal(known.mask[0, ..., 0], [[0, 0], [0, 1]])
+    layer[:, :, 3] = 0
+    layer[1:4, 1:4, 3] = 255
+    with pytest.raises(UserError, match="no latent pixel is made anew"):
+        gallery.known_part(model, drawn(white, Image.fromarray(layer)), gallery.DRAWN)
+
+
 def test_a_half_is_filled_without_drawing_and_a_photograph_is_cut_to_size():
     grey = Image.fromarray(np.full((300, 200, 4), 255, np.uint8))  # larger, and with an alpha
     model = model_of((2, 2, 1), (8, 8, 1))

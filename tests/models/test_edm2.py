@@ -18,7 +18,8 @@ from diffjax.errors import UserError
 from diffjax.models.edm2.network import MPConditioning
 from diffjax.models.edm2.published import FAMILY, edm2
 from diffjax.models.layers import magnitude
-from diffjax.optimizers.normalised import normalised_adam, with_unit_filters
+from diffjax.optimizers.descent import descent
+from diffjax.optimizers.normalised import NormalisedAdam, with_unit_filters
 from diffjax.process.precond import LogSNRLabel, Precond, UnitVariance, denoiser
 from diffjax.process.schedules import EDM
 from diffjax.process.targets import F
@@ -139,8 +140,8 @@ def test_gradients_are_those_of_the_authors_code(stored, mode):
 @pytest.mark.thorough
 def test_three_steps_of_training_are_those_of_the_authors_code(stored):
     """Theirs normalises before each evaluation, ours after each step."""
-    optimizer = normalised_adam(
-        reference.STEPS, reference.RATE, warmup_steps=0, clip_norm=np.inf
+    optimizer = descent(
+        reference.STEPS, NormalisedAdam(), reference.RATE, warmup_steps=0, clip_norm=np.inf
     ).transform
     params = redrawn("train")
     state = optimizer.init(params)
@@ -410,7 +411,7 @@ def test_a_small_one_learns_digits():
     )
     data, steps = digits(), 60
     wired = wire(config, data.image_shape, data.condition)
-    optimizer = normalised_adam(steps, warmup_steps=10)
+    optimizer = descent(steps, NormalisedAdam(), 1e-2, warmup_steps=10)
     averages = Averages(())
     step = make_train_step(
         wired.apply,

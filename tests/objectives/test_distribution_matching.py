@@ -18,7 +18,9 @@ from diffjax.objectives.distillation.distribution_matching import DistributionMa
 from diffjax.objectives.distillation.score_regularised import ScoreRegularised
 from diffjax.objectives.few_step.consistency import FromTeacher
 from diffjax.objectives.few_step.continuous_consistency import ContinuousConsistency
-from diffjax.optimizers import adam, schedule_free
+from diffjax.optimizers.adam import Adam
+from diffjax.optimizers.descent import descent
+from diffjax.optimizers.schedule_free import ScheduleFreeAdamW
 from diffjax.optimizers.turns import in_turns
 from diffjax.process import paths, schedules, targets, times, weights
 from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance
@@ -197,7 +199,7 @@ def test_a_discriminator_moves_its_head_and_the_generator():
 
 
 def test_in_turns_each_part_has_the_updates_that_it_has_alone():
-    rule = adam.adam(9, 1e-2, 0)
+    rule = descent(9, Adam(), 1e-2, 0)
     both = in_turns(rule, 3, ("score",)).transform
     params: Any = {"network": jnp.ones(2), "score": jnp.ones(2)}
     alone = {name: (params[name], rule.transform.init(params[name])) for name in params}
@@ -222,4 +224,4 @@ def test_in_turns_each_part_has_the_updates_that_it_has_alone():
 
 def test_a_schedule_free_optimizer_is_refused():
     with pytest.raises(UserError, match=r"in turns, .* take optimizer=adamw"):
-        in_turns(schedule_free.schedule_free_adamw(9, 1e-2, 0), 5, ("score",))
+        in_turns(descent(9, ScheduleFreeAdamW(), 1e-2, 0), 5, ("score",))

@@ -14,8 +14,8 @@ from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.models.layers.common import HIDDEN, as_of_head_width
 from diffjax.models.uvit import UViT
-from diffjax.optimizers.adam import adam
-from diffjax.optimizers.muon import muon
+from diffjax.optimizers.descent import descent
+from diffjax.optimizers.muon import Muon
 from diffjax.optimizers.mup import by_width, rate_factors
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -128,7 +128,7 @@ def test_a_network_of_the_base_width_trains_bit_by_bit_as_without():
 def test_steps_are_those_of_adam_times_the_factors():
     params = {"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3)}
     base = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-    plain = adam(10, 1e-2, 0)
+    plain = descent(10, learning_rate=1e-2, warmup_steps=0)
     scaled = by_width(plain, rate_factors(params, base))
     gradient = jax.tree.map(jnp.cos, params)
     state = plain.transform.init(params)
@@ -162,7 +162,7 @@ def test_steps_are_those_of_adam_times_the_factors():
 def test_what_has_no_rule_is_refused_in_one_line(arguments, model, said):
     with pytest.raises(UserError, match=said):
         set_up(config_of(arguments, **model), (8, 8, 1), of_classes(10))
-    assert not muon(10).steps_of_rate
+    assert not descent(10, Muon()).steps_of_rate
 
 
 @pytest.mark.thorough

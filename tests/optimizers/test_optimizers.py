@@ -12,11 +12,12 @@ from diffjax import choices
 from diffjax.conditions import Classes, Unconditional
 from diffjax.errors import UserError
 from diffjax.lookup import set_axes
-from diffjax.optimizers.adam import adam, adamw
-from diffjax.optimizers.lion import lion
-from diffjax.optimizers.muon import is_axes, matrices, muon
-from diffjax.optimizers.normalised import normalised_adam
-from diffjax.optimizers.schedule_free import schedule_free_adamw
+from diffjax.optimizers.adam import Adam, AdamW
+from diffjax.optimizers.descent import descent
+from diffjax.optimizers.lion import Lion
+from diffjax.optimizers.muon import Muon, is_axes, matrices
+from diffjax.optimizers.normalised import NormalisedAdam
+from diffjax.optimizers.schedule_free import ScheduleFreeAdamW
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import build, spec
 from diffjax.training.averages import Averages
@@ -80,9 +81,9 @@ def test_adamw_is_its_recursion(decay):
             seen.append(w)
         return np.array(seen)
 
-    assert_follows(adamw(12, weight_decay=decay, **PLAIN), rule)
+    assert_follows(descent(12, AdamW(weight_decay=decay), **PLAIN), rule)
     if not decay:
-        assert_follows(adam(12, **PLAIN), rule)
+        assert_follows(descent(12, Adam(), **PLAIN), rule)
 
 
 def test_lion_is_its_recursion():
@@ -95,7 +96,7 @@ def test_lion_is_its_recursion():
             seen.append(w)
         return np.array(seen)
 
-    assert_follows(lion(12, weight_decay=0.3, **PLAIN), rule)
+    assert_follows(descent(12, Lion(weight_decay=0.3), **PLAIN), rule)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -112,20 +113,20 @@ def test_the_weights_of_schedule_free_are_the_average_of_its_steps(decay):
         x = np.average(zs, axis=0, weights=[rate(i) ** 2 for i in range(n + 1)])
         xs.append(x)
         ys.append(y)
-    seen, points = followed(schedule_free_adamw(12, weight_decay=decay, **PLAIN), steps)
+    seen, points = followed(descent(12, ScheduleFreeAdamW(weight_decay=decay), **PLAIN), steps)
     np.testing.assert_allclose(seen, xs, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(points, ys, rtol=2e-5, atol=1e-5)
 
 
 def test_normalised_adam_is_adam_with_filters_of_one_length_after_each_step():
-    """The recursion of `adam`, and then each column of a kernel over its root mean square."""
+    """The recursion of `Adam`, and then each column of a kernel over its root mean square."""
     rng = np.random.default_rng(0)
     shapes = {"dense": (5, 3), "conv": (3, 3, 4, 2), "blocks": (2, 6, 4)}
     params = {
         name: {"kernel": rng.normal(size=shape).astype(np.float32), "gain": np.float32(0.5)}
         for name, shape in shapes.items()
     }
-    rule, plain = (make(3, b2=0.99, **PLAIN).transform for make in (normalised_adam, adam))
+    rule, plain = (descent(3, make(b2=0.99), **PLAIN).transform for make in (NormalisedAdam, Adam))
     steps = jax.jit(lambda state, w, of: of.update(w, state, w), static_argnums=2)
     state, plain_state = rule.init(params), plain.init(params)
     for _ in range(3):
@@ -159,7 +160,7 @@ def test_one_step_of_muon_has_all_singular_values_alike_and_the_scale_of_its_sha
         for name, shape in shapes.items()
     }
     gradient = jax.tree.map(lambda w: 3.0 * w, params)
-    rule = muon(1, warmup_steps=0, learning_rate=0.5, adamw_learning_rate=0.25).transform
+    rule = descent(1, Muon(adamw_share=0.5), learning_rate=0.5, warmup_steps=0).transform
     updates: Any = first_updates(rule, gradient, params)
     for name in ("tall", "wide", "conv_7"):
         matrix = np.asarray(updates[name]["kernel"]).reshape(-1, shapes[name][-1])
@@ -188,7 +189,7 @@ class Bowl:
 
 def test_a_run_of_schedule_free_keeps_the_average_as_its_weights_and_averages_of_it():
     """The training step takes the gradient at y, and all names of weights are of x."""
-    optimizer, averages = schedule_free_adamw(12, **PLAIN), Averages((0.5,), (0.1,))
+    optimizer, averages = descent(12, ScheduleFreeAdamW(), **PLAIN), Averages((0.5,), (0.1,))
     objective: Any = Bowl()
     network: Any = None
     step = jax.jit(
@@ -235,7 +236,7 @@ def test_stacked_blocks_are_a_matrix_each_to_muon():
     rng = np.random.default_rng(0)
     two = rng.normal(size=(2, 6, 4)).astype(np.float32)
     stacked, apart = {"blocks": {"kernel": two}}, {"a": {"kernel": two[0]}, "b": {"kernel": two[1]}}
-    rule = muon(1, warmup_steps=0, clip_norm=np.inf).transform
+    rule = descent(1, Muon(), warmup_steps=0, clip_norm=np.inf).transform
     one: Any = first_updates(rule, stacked, stacked)
     other: Any = first_updates(rule, apart, apart)
     np.testing.assert_allclose(
@@ -281,7 +282,7 @@ def test_every_optimizer_starts_where_a_training_state_does(name):
 
 
 def without_schedule(num_steps):
-    return adamw(num_steps)
+    return descent(num_steps)
 
 
 def chosen(arguments, own=None):
@@ -295,17 +296,17 @@ def chosen(arguments, own=None):
 
 
 def test_an_optimizer_by_name_has_its_papers_numbers_and_the_configs_warmup_and_schedule():
-    own = spec(adamw, learning_rate=7.0, warmup_steps=3, schedule=spec(Cosine))
+    own = spec(descent, learning_rate=7.0, warmup_steps=3, schedule=spec(Cosine))
     config = chosen("optimizer=lion", own)
     assert config.name == "tiny-lion"
-    assert config.optimizer["_target_"] == "diffjax.optimizers.lion:lion"
+    assert config.optimizer.rule["_target_"] == "diffjax.optimizers.lion:Lion"
     assert config.optimizer.learning_rate == 1e-4
     assert config.optimizer.warmup_steps == 3
     assert config.optimizer.schedule["_target_"] == "diffjax.optimizers.schedules:Cosine"
 
 
 def test_the_configs_own_optimizer_and_schedule_by_name_stay_as_they_are():
-    own = spec(adamw, learning_rate=7.0, schedule=spec(Cosine))
+    own = spec(descent, learning_rate=7.0, schedule=spec(Cosine))
     own.schedule.final_fraction = 0.3
     config = chosen("optimizer=adamw,schedule=cosine", own)
     assert config.optimizer.to_dict() == own.to_dict()
@@ -313,7 +314,7 @@ def test_the_configs_own_optimizer_and_schedule_by_name_stay_as_they_are():
 
 
 def test_schedule_free_comes_with_a_constant_rate_unless_another_is_chosen():
-    own = spec(adamw, schedule=spec(Cosine))
+    own = spec(descent, schedule=spec(Cosine))
     free = chosen("optimizer=schedule_free", own)
     assert free.optimizer.schedule["_target_"] == "diffjax.optimizers.schedules:Constant"
     falling = chosen("optimizer=schedule_free,schedule=inverse_sqrt", own)

@@ -5,20 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Constant, Cosine, InverseSqrt, warmed_up
 
 
 @pytest.mark.parametrize("num_steps", [8, 100, 200])
 def test_the_nth_step_of_a_warmup_has_n_parts_of_the_peak(num_steps):
     """However long the run is: step 8 of 100 has 1.6e-4 of 2e-3, and not a whole ramp's 1.75e-3."""
-    schedule = adamw(num_steps, learning_rate=2e-3, warmup_steps=100).schedule
+    schedule = descent(num_steps, learning_rate=2e-3, warmup_steps=100).schedule
     for n in (1, 4, 8):
         assert np.asarray(schedule(n - 1)).item() == pytest.approx(2e-3 * n / 100, rel=1e-6)
 
 
 def test_the_peak_is_where_the_warmup_ends_and_the_decay_begins():
-    schedule = adamw(30, learning_rate=3.0, warmup_steps=10, schedule=Cosine(0.1)).schedule
+    schedule = descent(30, learning_rate=3.0, warmup_steps=10, schedule=Cosine(0.1)).schedule
     assert [np.asarray(schedule(n - 1)).item() for n in (10, 11)] == pytest.approx([3.0, 3.0])
     # Half of the way down a cosine from 1 to 0.1, and all of it.
     assert [np.asarray(schedule(n - 1)).item() for n in (21, 31)] == pytest.approx(
@@ -27,12 +27,12 @@ def test_the_peak_is_where_the_warmup_ends_and_the_decay_begins():
 
 
 def test_without_a_warmup_the_first_step_has_the_peak():
-    assert np.asarray(adamw(10, learning_rate=0.5, warmup_steps=0).schedule(0)).item() == 0.5
+    assert np.asarray(descent(10, learning_rate=0.5, warmup_steps=0).schedule(0)).item() == 0.5
 
 
 def test_the_first_step_is_not_dead():
     """Adam's first step is the rate times the gradient's sign."""
-    transform = adamw(10, learning_rate=1.0, warmup_steps=4).transform
+    transform = descent(10, learning_rate=1.0, warmup_steps=4).transform
 
     @jax.jit
     def updates(gradient):

@@ -69,6 +69,9 @@ TABLES: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "Couplings": ("objective.coupling", "coupling", choices.COUPLINGS),
     "Wrappers": ("wrappers[0]", "wrappers", choices.WRAPPERS),
     "Optimizers": ("optimizer", "optimizer", choices.OPTIMIZERS),
+    "Update rules": (
+        "optimizer.rule", "", {name: row["rule"] for name, row in choices.OPTIMIZERS.items()},
+    ),
     "Schedules of the learning rate": ("optimizer.schedule", "schedule", choices.SCHEDULES),
     "Losses that are not finite": ("nonfinite", "", {"": spec(NonFinite)}),
     "LoRA": ("lora", "", {"": spec(LoraLayers)}),

@@ -43,7 +43,8 @@ CONFIG = {
         "attention": "auto",
     },
     "optimizer": {
-        "_target_": "diffjax.optimizers.adam:adamw",
+        "_target_": "diffjax.optimizers.descent:descent",
+        "rule": {"_target_": "diffjax.optimizers.adam:AdamW"},
         "learning_rate": 0.001,
         "warmup_steps": 200,
     },

@@ -47,7 +47,7 @@ def config(arm, seed):
         "seed": seed,
         "num_steps": 1200,
         "path": {"_target_": f"diffjax.process.paths:{'Linear' if arm == 'flow' else 'Cosine'}"},
-        "optimizer": {"_target_": "diffjax.optimizers.adam:adamw", "learning_rate": 0.002},
+        "optimizer": {"_target_": "diffjax.optimizers.descent:descent", "learning_rate": 0.002},
         "ema_decays": [0.99, 0.999],
     }
 

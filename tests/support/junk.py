@@ -37,7 +37,7 @@ from diffjax.evaluation.extractors import clip, dinov2, features, inception
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop.profile import Profile
 from diffjax.models.layers.common import HIDDEN
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.process import paths, weights
 from diffjax.runs import workdirs
 from diffjax.runs.load import Run
@@ -168,7 +168,7 @@ def _rows() -> list[ConfigDict]:
     others = [
         data.digits, data.image_folder, data.mnist, data.fashion_mnist, data.latents, data.pairs,
         data.translation, data.colours, data.tfds_images, data.idx_images, data.Augment,
-        data.Coarse, adamw, nonfinite.NonFinite, Recipe, features.pixel_features,
+        data.Coarse, descent, nonfinite.NonFinite, Recipe, features.pixel_features,
         features.classifier_features, inception.inception_features, clip.clip_features,
         dinov2.dinov2_features,
     ]  # fmt: skip
@@ -409,7 +409,7 @@ def damaged_run(rng: Random, where: Path) -> None:
 def call_spec(rng: Random, where: Path) -> None:
     """A description of a call, and the call."""
     del where
-    target = rng.choice((paths.Cosine, solvers.ddpm, data.image_folder, adamw, Recipe))
+    target = rng.choice((paths.Cosine, solvers.ddpm, data.image_folder, descent, Recipe))
     names = ("t_min", "share", "path", "image_size", "b2", "num_steps", "junk")
     build(spec(target, **{rng.choice(names): value(rng)}))
 

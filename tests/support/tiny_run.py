@@ -22,7 +22,7 @@ from diffjax.loop import loop, recorder
 from diffjax.models.dit import DiT
 from diffjax.models.low_rank import LoraLayers
 from diffjax.models.unet import UNet
-from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.descent import descent
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
@@ -72,7 +72,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "trackers": {},
             "best_by": "",
             "patience_evaluations": 0,
-            "optimizer": spec(adamw, warmup_steps=2),
+            "optimizer": spec(descent, warmup_steps=2),
             "ema_decays": (0.9, 0.99),
             "ema_rampup_ratio": 0.0,
             "ema_lengths": (),

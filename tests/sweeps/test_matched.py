@@ -105,7 +105,7 @@ def test_arms_of_one_seed_are_trained_with_the_same_noise(setups):
 def test_a_derivative_through_the_network_is_charged():
     """Mean flow takes a JVP beside the prediction, and is trained as much fewer steps."""
     found = Sweep("configs/digits.py", {"objective": ("flow", "mean_flow")}, TINY, matched="flops")
-    cells, costs, reasons = plan_cells(found)
+    cells, costs, reasons, _ = plan_cells(found)
     assert not reasons
     charged = {name: cost.flops_per_step or 0.0 for name, cost in costs.items()}
     ratio = charged["mean_flow"] / charged["flow"]

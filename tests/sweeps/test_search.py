@@ -16,7 +16,7 @@ from diffjax.sweeps.cells import Planned
 from diffjax.sweeps.sweep import Between, Cost, Sweep
 from experiments import sweep as command
 
-RATE, DECAY = "config.optimizer.learning_rate", "config.optimizer.b1"
+RATE, DECAY = "config.optimizer.learning_rate", "config.optimizer.rule.b1"
 SWEEP = Sweep(
     "configs/digits.py",
     {
@@ -150,20 +150,20 @@ def trained(monkeypatch):
     """Trials are asked in order, and a cell's distance is written instead of trained."""
     asked = search.random_trials(SWEEP, 20)
 
-    def adaptive(sweep, told, number, seed=0):
-        return asked[len(told) : len(told) + max(number, 0)]
+    def adaptive(sweep, results, number, seed=0):
+        return asked[len(results) : len(results) + max(number, 0)]
 
     def checked(sweep, most):
         cells = sweep.cells()
         costs = {cell.name: Cost(10, 8, None) for cell in cells}
-        return Planned(cells, costs, {}), [[cell.name] for cell in cells]
+        return Planned(cells, costs, {}, [[cell.name] for cell in cells])
 
     rounds = []
 
-    def train(args, sweep, workdir, planned, ensembles, facts):
+    def train(args, sweep, workdir, planned, facts):
         rounds.append(len(planned.cells))
         workdir.mkdir(parents=True, exist_ok=True)
-        content = {**command.plan(args.sweep, sweep, planned, ensembles), **facts}
+        content = {**command.plan(args.sweep, sweep, planned), **facts}
         (workdir / "sweep.json").write_text(json.dumps(content))
         for cell in planned.cells:
             (workdir / cell.name).mkdir(exist_ok=True)

@@ -165,7 +165,7 @@ def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch, tmp_path):
     built = []
     monkeypatch.setattr(cells_module, "training_cost", counting)
     axes = {"config.batch_size": (8, 16), "config.seed": (0, 1, 2)}
-    cells, costs, _ = cells_module.plan_cells(Sweep(str(tiny_config_file.write(tmp_path)), axes))
+    cells, costs, *_ = cells_module.plan_cells(Sweep(str(tiny_config_file.write(tmp_path)), axes))
     assert len(cells) == 6
     assert len(built) == 2
     for cell in cells:

@@ -214,7 +214,7 @@ def pretrained(
 def with_params(
     evaluate: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]], params: Any
 ) -> Callable[[Any], tuple[jax.Array, jax.Array | None]]:
-    """Binds a network's parameters; copies them once to the devices of the images.
+    """An extractor's map with its parameters bound, which it copies once to the images' devices.
 
     Args:
         evaluate: jitted `(params, images) -> (features, logits or None)`.

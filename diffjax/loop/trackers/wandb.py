@@ -35,7 +35,7 @@ class Wandb:
         """Refuses a run without the library, and an unknown mode.
 
         Raises:
-            UserError: as said.
+            UserError: W&B is not installed, or there is no such mode.
         """
         choose(dict.fromkeys(("", "online", "offline", "disabled")), self.mode, "mode of wandb")
         check_library("wandb")

@@ -207,10 +207,10 @@ def _flux2(name: str, names: Layout, config: Config | None = None) -> Family:
 _UNUSED = ("loss.*", "model_ema.*", "bn.num_batches_tracked")
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_levels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the convolutional encoder and decoder, from the entries of `config.json`."""
     return {
         "latent_channels": int(config["latent_channels"]),
-        "quant_convs": bool(config.get("use_quant_conv", True)),
         "channels": tuple(map(int, config["block_out_channels"])),
         "num_res_blocks": int(config["layers_per_block"]),
         "num_groups": int(config["norm_num_groups"]),
@@ -218,7 +218,24 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **settings_of_levels(config),
+        "quant_convs": bool(config.get("use_quant_conv", True)),
+    }
+
+
 def _config(network: AutoencoderKL) -> dict[str, Any]:
+    return {
+        **entries_of_levels(network),
+        "use_post_quant_conv": network.quant_convs,
+        "use_quant_conv": network.quant_convs,
+    }
+
+
+def entries_of_levels(network: Any) -> dict[str, Any]:
+    """The entries of `config.json` that `settings_of_levels` reads, and the names of blocks."""
+    each = ["Attn" if i in network.attention_levels else "" for i in range(len(network.channels))]
     return {
         "block_out_channels": list(network.channels),
         "in_channels": network.image_channels,
@@ -226,16 +243,6 @@ def _config(network: AutoencoderKL) -> dict[str, Any]:
         "layers_per_block": network.num_res_blocks,
         "norm_num_groups": network.num_groups,
         "out_channels": network.image_channels,
-        "use_post_quant_conv": network.quant_convs,
-        "use_quant_conv": network.quant_convs,
-        **block_types(network),
-    }
-
-
-def block_types(network: Any) -> dict[str, list[str]]:
-    """The names of the levels' blocks in `config.json`, those with attention and those without."""
-    each = ["Attn" if i in network.attention_levels else "" for i in range(len(network.channels))]
-    return {
         "down_block_types": [f"{kind}DownEncoderBlock2D" for kind in each],
         "up_block_types": [f"{kind}UpDecoderBlock2D" for kind in reversed(each)],
     }

@@ -99,9 +99,10 @@ class DiT(nn.Module):
         num_class_tokens: in-context class tokens before the patches: copies of the embedded class,
             each with a learned vector added to it; 32 in JiT. The conditioning has the class too.
         class_tokens_from: the number of the block before which they come; 4 (B) to 10 (H) in JiT.
-        encoder_depth: the number of blocks that encode the condition, of a decoupled network; 0 is
-            none. The tokens `z` after them condition the others: these begin with patches that are
-            embedded again, and are modulated by `c = time + z` for each token. 22 of 28 in DDT.
+        encoder_depth: the number of blocks that encode the condition, of a decoupled network; with
+            0 the network is not decoupled. The tokens `z` after them condition the others: these
+            begin with patches that are embedded again, and are modulated by `c = time + z` for each
+            token. 22 of 28 in DDT.
         conditioning: what the noise label and the class are: `"modulation"` of all blocks, or
             `"tokens"` before the patches, as in U-ViT. Then blocks have no gates, and attend to no
             token states.

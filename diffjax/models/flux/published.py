@@ -132,23 +132,31 @@ def singles(network: Flux, name: str) -> Any:
     return lambda number: f"{name}.{number - network.depth}"
 
 
-def _found(
+def sizes_in(
     shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], guidance: str
 ) -> dict[str, Any]:
-    """The settings that follow from the shapes of tensors with these names."""
-    hidden_size, channels = shapes[names["in"]]
-    outputs = shapes[names["out"]][0] // _PATCH**2
+    """Width, depths, heads and guidance, from the shapes of tensors with these names."""
+    hidden_size = shapes[names["in"]][0]
     found = {
         "hidden_size": hidden_size,
-        "channels": outputs,
-        "beside_channels": channels // _PATCH**2 - outputs,
         "depth": depth_of(names["double"], shapes),
         "single_depth": count(names["single"], shapes),
         "num_heads": hidden_size // shapes[names["head"]][0],
         "context_width": shapes[names["context"]][1],
-        "pooled_width": shapes[names["pooled"]][1],
     }
     return found if guidance in shapes else found | {"embedded_guidance": 0.0}
+
+
+def _found(
+    shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], guidance: str
+) -> dict[str, Any]:
+    numbers = shapes[names["in"]][1] // _PATCH**2
+    outputs = shapes[names["out"]][0] // _PATCH**2
+    return sizes_in(shapes, names, guidance) | {
+        "channels": outputs,
+        "beside_channels": numbers - outputs,
+        "pooled_width": shapes[names["pooled"]][1],
+    }
 
 
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from typing import Any
 
 from diffjax.conditions import Tokens
 from diffjax.models.dit.tables import blocks
-from diffjax.models.flux.published import singles
+from diffjax.models.flux.published import singles, sizes_in
 from diffjax.models.flux2.network import Flux2
 from diffjax.models.flux2.sizes import SIZES
 from diffjax.models.sd3.tables import (
-    depth_of,
     described,
     joint_of_diffusers,
     mapped,
@@ -32,7 +31,7 @@ from diffjax.models.sd3.tables import (
     two_layers,
 )
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count, layer, within
+from diffjax.pretrained.tables import Row, Table, layer, within
 from diffjax.pretrained.transforms import dense, keep, side_by_side, split, then
 
 _MLP_RATIO = 3.0
@@ -110,23 +109,6 @@ def _table(denoiser: Denoiser) -> Table:
     )
 
 
-def _found(
-    shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], guidance: str
-) -> dict[str, Any]:
-    """The settings that follow from the shapes of tensors with these names."""
-    hidden_size, channels = shapes[names["in"]]
-    shapes[names["shared"]]  # Those of Flux.1 have a modulation in each block, and lack it.
-    found = {
-        "hidden_size": hidden_size,
-        "channels": channels,
-        "depth": depth_of(names["double"], shapes),
-        "single_depth": count(names["single"], shapes),
-        "num_heads": hidden_size // shapes[names["head"]][0],
-        "context_width": shapes[names["context"]][1],
-    }
-    return found if guidance in shapes else found | {"embedded_guidance": 0.0}
-
-
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     names = {
         "in": "img_in.weight",
@@ -137,6 +119,13 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "context": "txt_in.weight",
     }
     return _found(shapes, names, "guidance_in.in_layer.weight")
+
+
+def _found(
+    shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], guidance: str
+) -> dict[str, Any]:
+    shapes[names["shared"]]  # Those of Flux.1 have a modulation in each block, and lack it.
+    return sizes_in(shapes, names, guidance) | {"channels": shapes[names["in"]][1]}
 
 
 def _published(denoiser: Denoiser) -> Published:

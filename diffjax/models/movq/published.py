@@ -8,10 +8,11 @@ from diffjax.models.autoencoder_kl.published import (
     DIFFUSERS,
     FIXED,
     Layout,
-    block_types,
+    entries_of_levels,
     inputs,
     recognised,
     rows,
+    settings_of_levels,
 )
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.sizes import SIZES
@@ -33,27 +34,14 @@ def _family(name: str, names: Layout, config: Config | None = None) -> Family:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "latent_channels": int(config["latent_channels"]),
-        "num_codes": int(config["num_vq_embeddings"]),
-        "channels": tuple(map(int, config["block_out_channels"])),
-        "num_res_blocks": int(config["layers_per_block"]),
-        "num_groups": int(config["norm_num_groups"]),
-        "image_channels": int(config["in_channels"]),
-    }
+    return {**settings_of_levels(config), "num_codes": int(config["num_vq_embeddings"])}
 
 
 def _config(network: MOVQ) -> dict[str, Any]:
     return {
-        "block_out_channels": list(network.channels),
-        "in_channels": network.image_channels,
-        "latent_channels": network.latent_channels,
-        "layers_per_block": network.num_res_blocks,
-        "norm_num_groups": network.num_groups,
+        **entries_of_levels(network),
         "num_vq_embeddings": network.num_codes,
-        "out_channels": network.image_channels,
         "vq_embed_dim": network.latent_channels,
-        **block_types(network),
     }
 
 

@@ -10,7 +10,7 @@ Both hold the positions, for the largest images; an image takes those of the mid
 predicts the velocity `noise - data` at 1000 times the time, from states of CLIP and T5 one after
 the other, and attends to padding. It was trained with logit-normal times. The authors sample with
 28 steps of Euler (SD3) or 40 (3.5) on the grid shifted by 3. The weights of Turbo are those of a
-3.5 Large that was distilled to four steps without guidance, and can't be told from it.
+3.5 Large that was distilled to four steps without guidance; their shapes are the same.
 """
 
 import math

@@ -74,10 +74,13 @@ class AverageVelocity(Noising):
         Raises:
             UserError: the target is neither the velocity nor x0 on a straight path.
         """
-        target = type(self.precond.target).__name__
-        if not isinstance(self.precond.target, (Velocity, Clean)):
-            raise UserError(f"{loss} learns average velocities, not {target}: take target=velocity")
-        if target == "Clean" and not isinstance(self.path, Linear):
+        target = self.precond.target
+        if not isinstance(target, (Velocity, Clean)):
+            raise UserError(
+                f"{loss} learns average velocities, not {type(target).__name__}: take "
+                "target=velocity"
+            )
+        if isinstance(target, Clean) and not isinstance(self.path, Linear):
             raise UserError(
                 f"{loss} with target=clean needs the straight path, not "
                 f"{type(self.path).__name__}: take path=linear or target=velocity"

@@ -195,7 +195,17 @@ def set_up_on(config: ConfigDict, mesh: Mesh) -> Setup:
 def needs_on(
     config: ConfigDict, mesh: Mesh, topology: Topology, program: str = "training"
 ) -> Needs:
-    """Compiles a config's program for a mesh and returns what it needs; nothing is executed."""
+    """Compiles a config's program for a mesh and returns what it needs; nothing is executed.
+
+    Args:
+        config: resolved.
+        mesh: of devices that need not be attached.
+        topology: of these devices, for the memory that a program may use.
+        program: `"training"`, one step, or `"sampling"`, one batch.
+
+    Raises:
+        UserError: the mesh, the batch or the parts of the config do not fit.
+    """
     setup = set_up_on(config, mesh)
     began, cpu_began = time.perf_counter(), time.process_time()
     try:

@@ -176,10 +176,20 @@ def _candidates(
 
 
 def fixed_bytes(needs: Needs, parts: int) -> int:
-    """Bytes on a device that the batch does not change; parts of a batch sum their gradients."""
+    """Bytes on a device that do not depend on the batch: state and gradients.
+
+    Args:
+        needs: a plan without accumulation.
+        parts: of a batch; with several, the sum of their gradients is kept too.
+    """
     return needs.state_bytes + needs.memory.get("gradients", 0) * (1 if parts == 1 else 2)
 
 
 def kept_bytes(needs: Needs, parts: int) -> int:
-    """Bytes on a device that grow with the batch: the batch, and the activations of one part."""
+    """Bytes on a device that grow with the batch: the batch, and the activations of one part.
+
+    Args:
+        needs: a plan without accumulation.
+        parts: of a batch, evaluated one after the other.
+    """
     return needs.memory.get("batch", 0) + needs.memory.get("activations", 0) // parts

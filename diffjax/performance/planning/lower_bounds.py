@@ -19,7 +19,14 @@ _OTHER_DATA = (
 
 
 def model_flops(setup: Setup, program: str) -> float:
-    """Matrix FLOPs of a program summed over all devices, without recomputation."""
+    """Matrix FLOPs of a program summed over all devices, without recomputation.
+
+    Counted in the traced program, with rematerialisation off and attention as matrix products.
+
+    Args:
+        setup: of the run.
+        program: `"training"`, one step, or `"sampling"`, one batch.
+    """
     config = ConfigDict(setup.config.to_dict())
     if "remat" in config.model:
         config.model.remat = "none"

@@ -51,19 +51,13 @@ def _tpu(
 
 
 def _gpu(
-    name: str,
-    tflops: float,
-    gb: int,
-    gb_per_second: float,
-    nvlink: float,
-    slow_gbit: float,
-    page: str,
+    name: str, tflops: float, gb: int, gb_per_second: float, nvlink: float, slow_gbit: float
 ) -> Chip:
     """A GPU; `nvlink` is the published bandwidth of both directions together, in GB/s.
 
     `slow_gbit` is the bandwidth of the network adapter that a DGX machine has for each GPU.
     """
-    source = f"nvidia.com/en-us/data-center/{page}"
+    source = f"nvidia.com/en-us/data-center/{_PAGES.get(name, name)}"
     speeds = gb_per_second * 1e9, nvlink / 2 * 1e9, slow_gbit / 8 * 1e9
     return Chip(name, "gpu", tflops * 1e12, int(gb * 1e9), *speeds, source)
 
@@ -74,6 +68,8 @@ def _geforce(name: str, tflops: float, gib: int, gb_per_second: float, pcie: flo
     return Chip(name, "gpu", tflops * 1e12, gib * GIB, gb_per_second * 1e9, pcie * 1e9, 0.0, source)
 
 
+_PAGES = {"b200": "dgx-b200"}
+"""Addresses of GPUs that differ from their names."""
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         chip.name: chip
@@ -82,10 +78,10 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
             _tpu("v5e", 197, 16, 819, 1_600, 25),
             _tpu("v5p", 459, 95, 2_765, 4_800, 50),
             _tpu("v6e", 918, 32, 1_640, 3_584, 100),
-            _gpu("a100", 312, 80, 2_039, 600, 200, "a100"),
-            _gpu("h100", 989, 80, 3_350, 900, 400, "h100"),
-            _gpu("h200", 989, 141, 4_800, 900, 400, "h200"),
-            _gpu("b200", 2_250, 180, 8_000, 1_800, 400, "dgx-b200"),
+            _gpu("a100", 312, 80, 2_039, 600, 200),
+            _gpu("h100", 989, 80, 3_350, 900, 400),
+            _gpu("h200", 989, 141, 4_800, 900, 400),
+            _gpu("b200", 2_250, 180, 8_000, 1_800, 400),
             _geforce("rtx4060", 30, 8, 272, 16),
             _geforce("rtx4090", 165, 24, 1_008, 32),
         )

@@ -166,16 +166,15 @@ def measure(
         shares = label_shares(mix, wired, dataset, references[0].class_counts)
         labels = proportional_labels(num_samples, shares)
         samples = wanted_samples(wired, lambda: dataset, labels, texts)
-        draw = drawer(run, [main, *others], samples, before_samples, wanted.batch_size)
         recipes = distinct([main, *others])
+        draw = drawer(run, recipes, samples, before_samples, wanted.batch_size)
         with progress("evaluating", sum(map(_cost, recipes))) as evaluating:
             result = evaluate(
                 _logged_draw(draw, recipes, evaluating),
-                main,
+                recipes,
                 references,
                 labels=samples.labels if dataset.num_classes else None,
                 texts=samples.texts,
-                others=others,
                 report=report,
             )
         summary = {"step": run.step, "weights": main.weights, **result.summary}

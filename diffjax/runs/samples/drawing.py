@@ -59,7 +59,7 @@ def one_condition(kind: Condition, named: dict[str, Any], num_samples: int | Non
     """What samples are to show: the one condition that is named, in turn for `num_samples`.
 
     Raises:
-        UserError: none is named, or several; a number that is none.
+        UserError: no condition is named, or several; a value that is not a number.
     """
     given = {name: value for name, value in named.items() if value is not None}
     if len(given) > 1:

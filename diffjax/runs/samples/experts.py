@@ -7,15 +7,12 @@ An ensemble of expert denoisers (Balaji et al. 2022, arXiv:2211.01324), as SDXL 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.process.paths import Path
 from diffjax.runs.samples.model import Model, Request
 from diffjax.sampling.sample import Recipe, integrate, sample
-from diffjax.sampling.solvers import Denoise, Solver
 from diffjax.shapes import WalkTimes
 
 
@@ -58,16 +55,8 @@ def batches_of_two(
     early, late = divided(first.recipe.times(path), share * float(path.t_noise))
     for number in range(0, len(first.request), batch_size):
         rows = np.arange(number, min(number + batch_size, len(first.request)))
-        x = jnp.asarray(first.model.walk(integrate, first.recipe, first.request.only(rows), early))
-
-        def go_on(
-            denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, noise: Array,
-            x: Array = x,
-        ) -> Array:  # fmt: skip
-            del noise
-            return sample(denoise, solver, path, times, keys, x)
-
-        latents = second.model.walk(go_on, second.recipe, second.request.only(rows), late)
+        x = first.model.walk(integrate, first.recipe, first.request.only(rows), early)
+        latents = second.model.walk(sample, second.recipe, second.request.only(rows), late, x)
         yield first.model.decoded(np.asarray(latents))
 
 

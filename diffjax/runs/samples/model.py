@@ -52,6 +52,12 @@ _SAMPLE = Partial(sample_padded)
 _UNCHANGED = Partial(lambda solver: solver)
 
 
+def _from(begin: Array, walk: Walk, *given: Any) -> Any:
+    """A walk that begins elsewhere than at the noise of its request."""
+    *how, _ = given
+    return walk(*how, begin)
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """The samples to draw: condition, seed and source; independent of model and recipe.
@@ -488,7 +494,9 @@ class Model:
         times = padded(recipe.times(self.wired.path))
         return int(self.walk(count_padded, recipe, request, times)) * recipe.calls
 
-    def walk(self, walk: Walk, recipe: Recipe, request: Request, times: Array) -> Any:
+    def walk(
+        self, walk: Walk, recipe: Recipe, request: Request, times: Array, begin: Any = None
+    ) -> Any:
         """What any walk returns, as NumPy arrays; all samples in one batch.
 
         Args:
@@ -497,10 +505,13 @@ class Model:
             recipe: solver and guidance.
             request: which samples; the walk begins with their noise, or at their source.
             times: handed to the walk, as `recipe.times(path)`.
+            begin: `[B, …]` at the first of the times, in the place of noise or source.
         """
         self._check(recipe, request)
         plan, weights = self._plan(recipe)
         walk = walk if isinstance(walk, Partial) else Partial(walk)
+        if begin is not None:
+            walk = Partial(_from, jnp.asarray(begin), walk)
         return to_host(wait_for(self.programs.draw(plan, weights, walk, times, _rows(request))))
 
     def lower(self, recipe: Recipe, batch_size: int) -> jax.stages.Lowered:
