@@ -80,8 +80,8 @@ def pytest_addoption(parser):
     parser.addoption("--base_seed", default="0", help="of what that file types")
 
 
-# Examples of docstrings that extract features, initialise a large network, or sample or evaluate a
-# model: they are `thorough`.
+# Examples of docstrings that extract features, initialise a large network, sample or evaluate a
+# model, or compile for a second: they are `thorough`.
 _LONG_EXAMPLES = {
     "diffjax/evaluation/extractors/features.py",
     "diffjax/evaluation/metrics.py",
