@@ -80,17 +80,19 @@ def pytest_addoption(parser):
     parser.addoption("--base_seed", default="0", help="of what that file types")
 
 
-# Examples of docstrings that extract features, initialise a large network, or sample or evaluate a
-# model: they are `thorough`.
+# Examples of docstrings that extract features, initialise a large network, sample or evaluate a
+# model, or compile for a second: they are `thorough`.
 _LONG_EXAMPLES = {
     "diffjax/evaluation/extractors/features.py",
     "diffjax/evaluation/metrics.py",
     "diffjax/likelihood/bound.py",
     "diffjax/likelihood/dequantise.py",
+    "diffjax/likelihood/ode.py",
     "diffjax/models/adm/network.py",
     "diffjax/models/autoencoder_kl/network.py",
     "diffjax/models/ddpm/network.py",
     "diffjax/models/ddt/network.py",
+    "diffjax/models/dit/network.py",
     "diffjax/models/edm/network.py",
     "diffjax/models/edm2/network.py",
     "diffjax/models/flux/network.py",
@@ -101,11 +103,14 @@ _LONG_EXAMPLES = {
     "diffjax/models/lpips/network.py",
     "diffjax/models/movq/network.py",
     "diffjax/models/sd3/network.py",
+    "diffjax/models/layers/blockwise.py",
     "diffjax/models/layers/seamless.py",
     "diffjax/models/sit/network.py",
     "diffjax/models/stable_diffusion/network.py",
     "diffjax/models/unet.py",
     "diffjax/models/uvit/network.py",
+    "diffjax/optimizers/mup.py",
+    "diffjax/oracle/analytic.py",
     "diffjax/oracle/verify.py",
     "diffjax/sampling/parallel.py",
     "diffjax/studies/convergence.py",

@@ -32,7 +32,9 @@ _U_NETS = [
     "Stable Diffusion",
     "Kandinsky 2",
 ]
-LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "M-CLIP", "RAE", *_TRANSFORMERS]
+_OTHERS = ["AutoencoderKL", "AutoencoderKLFlux2", "CLIP", "CLIP text", "DC-AE", "EDM2", "Inception"]
+_OTHERS += ["LPIPS", "M-CLIP", "MOVQ", "Qwen3", "RAE", "SiT", "T5 encoder", "TAESD"]
+LARGE = [*_U_NETS, *_OTHERS, *_TRANSFORMERS]
 MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS", "M-CLIP"]
 """Of another's network, or of one size, which is large."""
 _U_NET = {
@@ -202,9 +204,15 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
     assert count < 1e8, "add settings of a small one to SMALL"
     params = drawn(family, network)
     path = tmp_path / "w.safetensors"
-    write_safetensors(path, family.to_theirs(params, network))
+    state = family.to_theirs(params, network)
+    write_safetensors(path, state)
     _, found = family.read(path, network)
     jax.tree.map(np.testing.assert_array_equal, found, params)
+    # What the shapes show of the network is so, whatever its size; of images some show one side.
+    given = SMALL.get(name, {})
+    shown = family.recognise({key: x.shape for key, x in state.items()})
+    sides = {key: value for key, value in given.items() if key == "image_shape"}
+    assert repr(family.network(**{**given, **shown, **sides})) == repr(network)
 
 
 @pytest.mark.parametrize(

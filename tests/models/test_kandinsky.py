@@ -12,9 +12,10 @@ from diffjax.errors import UserError
 from diffjax.models import families
 from diffjax.models.bert.published import MCLIP
 from diffjax.models.kandinsky.published import FAMILY as DECODER
+from diffjax.models.layers.common import SelfAttention
+from diffjax.models.layers.context import AttentionWithTokens
 from diffjax.models.unclip.network import UnclipPrior
 from diffjax.models.unclip.published import FAMILY as PRIOR
-from diffjax.models.unet import UNet
 from diffjax.pretrained import folders
 from tests.references import unets as reference
 
@@ -175,25 +176,19 @@ def test_diffusers_has_as_many_parameters_of_each_size(name):
 
 def test_attention_to_tokens_is_self_attention_where_all_tokens_are_hidden():
     """One softmax: tokens that a mask hides change nothing, and shown ones do."""
-    network = UNet(
-        0,
-        channels=8,
-        channel_multipliers=(1,),
-        num_res_blocks=1,
-        head_channels=8,
-        token_levels=(0,),
-    )
-    alone = network.clone(token_levels=None, attention_resolutions=(8,))
-    x, t = random(2, 8, 8, 4), np.array([3.0, 700.0], np.float32)
-    text = TokenStates(random(2, 5, 6), np.zeros((2, 5), bool), np.zeros((2, 0), np.float32))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x, t, text)["params"]
+    layer, alone = AttentionWithTokens(2), SelfAttention(2)
+    x, masks = random(2, 7, 8), np.stack([np.zeros((2, 5), bool), np.ones((2, 5), bool)])
+    text = TokenStates(random(2, 5, 6), masks[0], np.zeros((2, 0), np.float32))
+    shapes: Any = jax.eval_shape(layer.init, jax.random.key(0), x, text)["params"]
     params = jax.tree.map(lambda leaf: 0.3 * random(*leaf.shape, seed=leaf.size), shapes)
-    without = jax.tree.map(lambda leaf: leaf, params)
-    for part in without.values():
-        part.get("attention", {}).pop("context_kv", None)
-    evaluate = jax.jit(lambda text: network.apply({"params": params}, x, t, text))
-    hidden, shown = evaluate(text), evaluate(text._replace(mask=np.ones((2, 5), bool)))
-    expected = jax.jit(lambda params: alone.apply({"params": params}, x, t))(without)
+    without = {name: part for name, part in params.items() if name != "context_kv"}
+
+    @jax.jit
+    def evaluated(params, without):
+        found = [layer.apply({"params": params}, x, text._replace(mask=mask)) for mask in masks]
+        return *found, alone.apply({"params": without}, x)
+
+    hidden, shown, expected = map(np.asarray, evaluated(params, without))
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(shown - hidden).max() > 1e-3
 

@@ -1,5 +1,6 @@
 """LoRA on the layers of a network: the changes are those of its kernels."""
 
+import functools
 from typing import Any
 
 import jax
@@ -69,11 +70,12 @@ def test_a_network_with_lora_is_the_one_whose_kernels_have_the_changes(scan):
     def merged(params):
         return loss(LORA.merged(params), LoraLayers())
 
-    def derived(function):
-        return jax.jit(jax.value_and_grad(function, has_aux=True))(params)
+    @jax.jit
+    def both(params):
+        ways = functools.partial(loss, lora=LORA), merged
+        return [jax.value_and_grad(way, has_aux=True)(params) for way in ways]
 
-    (_, found), gradient = derived(lambda params: loss(params, LORA))
-    (_, expected), expected_gradient = derived(merged)
+    ((_, found), gradient), ((_, expected), expected_gradient) = both(params)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-4),
@@ -86,13 +88,18 @@ def test_a_network_with_lora_is_the_one_whose_kernels_have_the_changes(scan):
 
 def test_a_network_begins_as_it_was_with_a_as_torch_draws_it():
     """B is 0, A uniform in ±1/√(inputs): its largest of many is near to that, its mean to 0."""
-    network = Layers()
-    plain, params = (initialised(network, lora) for lora in (LoraLayers(), LORA))
+    network, x = Layers(), np.ones(SHAPE, "f")
+
+    @jax.jit
+    def begun():
+        """Parameters and output, without and with LoRA."""
+        plain, params = (initialised(network, lora) for lora in (LoraLayers(), LORA))
+        outputs = evaluated(network, plain, LoraLayers(), x), evaluated(network, params, LORA, x)
+        return (plain, params), outputs
+
+    (plain, params), (out, same) = jax.device_get(begun())
     jax.tree.map(np.testing.assert_array_equal, plain, without_lora(params))
-    x = jnp.ones(SHAPE)
-    evaluate = jax.jit(evaluated, static_argnums=(0, 2))
-    out = evaluate(network, params, LORA, x)
-    np.testing.assert_array_equal(out, evaluate(network, plain, LoraLayers(), x))
+    np.testing.assert_array_equal(out, same)
     assert lora_layers(params) == ["conv", "down", "out"]  # no depthwise one
     for name, inputs in (("down", 9), ("conv", 54), ("out", 4)):
         a, b = params[name]["lora_a"], params[name]["lora_b"]
@@ -104,17 +111,25 @@ def test_a_network_begins_as_it_was_with_a_as_torch_draws_it():
 def test_dropout_leaves_out_inputs_of_a_in_training_alone():
     """With W = 0, A = I, B = I and inputs of 1, outputs are 0 or scale / (1 - dropout)."""
     lora = LoraLayers(rank=4, alpha=8.0, dropout=0.25, layers="out")
-    params = jax.tree.map(jnp.zeros_like, initialised(Layers(), lora))
-    params["depthwise"]["bias"] = jnp.ones(4)
-    params["out"] |= {"lora_a": jnp.eye(4), "lora_b": jnp.eye(4, 5)}
+    shapes = jax.eval_shape(lambda: initialised(Layers(), lora))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "f"), shapes)
+    params["depthwise"]["bias"] = np.ones(4, "f")
+    params["out"] |= {"lora_a": np.eye(4, dtype="f"), "lora_b": np.eye(4, 5, dtype="f")}
     keys = jax.random.split(jax.random.key(0), 100)
-    train = jax.vmap(lambda key: evaluated(Layers(), params, lora, jnp.zeros(SHAPE), True, key))
-    found = jax.jit(train)(keys)[..., :4]
+
+    @jax.jit
+    def both(params, keys):
+        def train(key):
+            return evaluated(Layers(), params, lora, jnp.zeros(SHAPE), True, key)
+
+        return jax.vmap(train)(keys), evaluated(Layers(), params, lora, jnp.zeros(SHAPE))
+
+    found, still = map(np.asarray, both(params, keys))
+    found = found[..., :4]
     kept = found > 0
     np.testing.assert_allclose(found, kept * 2.0 / 0.75, rtol=1e-6)
     # 800 draws: five deviations of a share are 0.077.
     assert abs(kept.mean() - 0.75) < 0.077
-    still = evaluated(Layers(), params, lora, jnp.zeros(SHAPE))
     np.testing.assert_allclose(still[:, :4], 2.0, rtol=1e-6)
 
 

@@ -23,7 +23,7 @@ OPTIONS = {
     "DDT": {"encoder_depth": transformers.ENCODER_DEPTH},
     "UViT": {},
 }
-OTHER = pytest.mark.thorough(tenth=False)  # JiT is in the default
+OTHER = pytest.mark.thorough(tenth=False)
 PREFIXES = {"JiT": "net.", "DDT": "ema_denoiser."}
 
 
@@ -86,11 +86,18 @@ def error(found, expected):
     return np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
 
 
-# JiT has most of the options of the others; DDT's images are no squares.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name == "JiT" else OTHER) for name in FAMILIES],
-)
+def test_outputs_of_jit_are_those_of_the_authors_code():
+    """It has most of the options of the others, whose test, with gradients, is the next one."""
+    denoiser, given = network_of("JiT"), (transformers.NOISE_LABELS, dit.LABELS)
+    params = JIT.to_ours(state_of("JiT"), denoiser, "theirs")
+    assert networks_of(state_of("JiT")) == ["JiT"]
+    out = jax.jit(denoiser.network.apply)({"params": params}, transformers.images("JiT"), *given)
+    assert error(out, stored("JiT")["out"]) < 1e-5
+
+
+# DDT's images are no squares.
+@OTHER
+@pytest.mark.parametrize("name", FAMILIES)
 def test_outputs_and_gradients_are_those_of_the_authors_code(name):
     assert networks_of(state_of(name)) == [name]
     out, gradients, gradient = evaluated(name)
@@ -142,7 +149,7 @@ def count(family, denoiser):
     return sum(leaf.size for leaf in jax.tree.leaves(family.shapes(denoiser)))
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("size", UVITS)
 def test_uvits_of_the_authors_data_sets_have_as_many_parameters(size):
     image_shape, num_classes, null_row, number = UVITS[size]

@@ -168,6 +168,7 @@ def test_tiles_of_a_seamless_picture_are_the_whole():
     assert np.abs(Smoothing().decoder()(x) - expected).max() > 0.1
 
 
+@pytest.mark.thorough(tenth=False)
 def test_the_jump_at_the_edges_is_as_inside_where_convolutions_wrap():
     """Smooth noise through random convolutions, with zeros or the opposite side around each map."""
     network = AutoencoderKL(channels=(4, 8), num_res_blocks=1, num_groups=2, image_channels=1)

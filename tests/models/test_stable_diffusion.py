@@ -240,6 +240,7 @@ def test_what_diffusers_has_no_entry_for_is_refused():
             FAMILY.config.settings({**entries, **change}, "x")
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_file_of_a_whole_model_is_recognised(tmp_path):
     ours = FAMILY.network(**SMALL)
     params = drawn(ours)

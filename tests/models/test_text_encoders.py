@@ -50,7 +50,14 @@ def assert_close(found, expected, where, tolerance=1e-5):
     assert error < tolerance, (where, error)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# OpenCLIP's sizes are CLIP's network with another activation.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough(tenth=False) if name == "clip-bigg" else [])
+        for name in NAMES
+    ],
+)
 def test_states_are_those_of_transformers(name):
     states = named(evaluated(name))
     with np.load(FILE, allow_pickle=False) as stored:

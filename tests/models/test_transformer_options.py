@@ -189,10 +189,17 @@ def test_attention_that_is_off_is_off_behind_a_mask_too():
     """Each token then has its own values, whatever a mask would show it."""
     layer: Any = layers.SelfAttention(2)
     mask = jnp.tri(4, dtype=bool)[None, None]
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
-    params = layer.init(jax.random.key(0), x)["params"]
-    with layers.attention_off(""):
-        found = layer.apply({"params": params}, x, mask=mask)
-    values = x @ params["qkv"]["kernel"][:, 16:]
-    np.testing.assert_allclose(found, values @ params["out"]["kernel"], atol=1e-5)
-    assert np.abs(layer.apply({"params": params}, x, mask=mask) - found).max() > 0.01
+    x = np.random.default_rng(0).normal(size=(1, 4, 8)).astype("f")
+    params = random_like(jax.eval_shape(layer.init, jax.random.key(0), x)["params"])
+
+    @jax.jit
+    def both(params):
+        with layers.attention_off(""):
+            found = layer.apply({"params": params}, x, mask=mask)
+        return found, layer.apply({"params": params}, x, mask=mask)
+
+    found, other = map(np.asarray, both(params))
+    qkv, out = params["qkv"], params["out"]
+    values = x @ qkv["kernel"][:, 16:] + qkv.get("bias", np.zeros(24))[16:]
+    np.testing.assert_allclose(found, values @ out["kernel"] + out.get("bias", 0), atol=1e-5)
+    assert np.abs(other - found).max() > 0.01

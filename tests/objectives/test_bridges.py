@@ -352,12 +352,10 @@ def test_a_source_bridges_minimum_is_the_posterior_given_the_source(path):
     assert np.abs(in_standard_errors(wrong)).max() > 10
 
 
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(
     ("solver", "guidance_scale"),
-    [
-        pytest.param(solvers.ddim(), 1.0, marks=pytest.mark.thorough, id="ddim"),
-        pytest.param(solvers.ddpm(), None, id="ddpm"),
-    ],
+    [pytest.param(solvers.ddim(), 1.0, id="ddim"), pytest.param(solvers.ddpm(), None, id="ddpm")],
 )
 def test_a_source_bridge_draws_from_the_images_of_the_source(solver, guidance_scale):
     path = BrownianBridge(0.8)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import pytest
 
 from configs import digits, digits_mean_flow
 from diffjax import choices
@@ -29,10 +30,24 @@ OF_TWO_TIMES = {
 JOINED = [*choices.WRAPPERS, "adaptive+uncertainty", "none", "none+uncertainty"]
 
 
-def test_the_default_solver_asks_what_the_network_was_trained_on():
+LOSSES = list(choices.LOSSES)
+EACH = {(loss, JOINED[i % len(JOINED)]) for i, loss in enumerate(LOSSES)}
+EACH |= {(loss, "adaptive+uncertainty") for loss in ("denoising", "mean_flow")}
+
+
+@pytest.mark.parametrize(
+    "crosses",
+    [
+        pytest.param(EACH, id="each loss"),
+        pytest.param(
+            list(product(LOSSES, JOINED)), id="all", marks=pytest.mark.thorough(tenth=False)
+        ),
+    ],
+)
+def test_the_default_solver_asks_what_the_network_was_trained_on(crosses):
     """One that jumps exactly where the network is about two times, for all that can be joined."""
     found = set()
-    for loss, wrappers in product(choices.LOSSES, JOINED):
+    for loss, wrappers in crosses:
         try:
             config = digits.get_config(f"loss={loss},wrappers={wrappers}")
         except UserError:

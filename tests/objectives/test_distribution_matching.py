@@ -64,8 +64,13 @@ def loss_gradient_and_draws(objective, params):
         time_key, noise_key = jax.random.split(each)
         u = objective.uniforms(time_key, 32)
         draws += [u, objective.noised(jnp.ones(32), noise_key, BATCH).pair.eps]
-    gradient = jax.jacfwd(loss)(params)
-    return loss(params), gradient, noise, draws
+
+    def twice(params):
+        found = loss(params)
+        return found, found
+
+    gradient, losses = jax.jacfwd(twice, has_aux=True)(params)
+    return losses, gradient, noise, draws
 
 
 def level(u):
@@ -137,10 +142,14 @@ def test_rcm_is_distilled_consistency_with_distribution_matching():
     @jax.jit
     def parts_and_whole(key):
         own, other = jax.random.split(key)
-        matching = both.matching, replace(both.matching, scale=1.0)
-        return losses(both, key), losses(alone, own), *(losses(m, other) for m in matching)
 
-    whole, consistency, matched, unscaled = parts_and_whole(jax.random.key(0))
+        def matched(scale):
+            return losses(replace(both.matching, scale=scale), other)
+
+        return losses(both, key), losses(alone, own), jax.vmap(matched)(jnp.array([0.5, 1.0]))
+
+    assert both.matching.scale == 0.5
+    whole, consistency, (matched, unscaled) = parts_and_whole(jax.random.key(0))
     np.testing.assert_allclose(whole, consistency + matched, rtol=1e-5)
     assert (unscaled > matched).all()
     traits = both.traits
@@ -178,13 +187,14 @@ def test_a_discriminator_moves_its_head_and_the_generator():
         out = params["w"] * x
         return (out, out.reshape(4, 4, 2, 8)) if hidden else out
 
+    @once()
     def gradient(objective, params):
         def mean_loss(params):
             progress = Progress(jnp.zeros(()), num_steps=1)
             found = objective(apply, params, TEACHER, jax.random.key(2), batch, progress)
             return found[0].mean()
 
-        return jax.jit(jax.grad(mean_loss))(params)
+        return jax.grad(mean_loss)(params)
 
     with_one = of(adversarial=0.5, discriminator_weight=0.0)
     params = {**PARAMS, **jax.jit(with_one.init_params, static_argnums=1)(jax.random.key(0), 8)}

@@ -294,7 +294,7 @@ def test_no_gradient_goes_through_the_target():
     [
         # Spread out, and still the two times of an interval are independent.
         uniforms.LowDiscrepancy(),
-        pytest.param(uniforms.Independent(), marks=pytest.mark.thorough),
+        pytest.param(uniforms.Independent(), marks=pytest.mark.thorough(tenth=False)),
     ],
 )
 def test_both_times_are_of_the_density_and_in_order(draws):
@@ -364,7 +364,8 @@ def test_attention_without_a_derivative_is_not_chosen():
             resolve(name, "gpu", "bfloat16", forward_mode=True)
 
 
-@pytest.mark.parametrize("solver", ["flow_map", pytest.param("heun", marks=pytest.mark.thorough)])
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("solver", ["flow_map", "heun"])
 def test_a_wired_network_samples_by_jumps_and_by_steps(solver):
     config = config_for(objective="mean_flow", wrappers="uncertainty")
     config.sampling.solver = choices.copy(choices.SOLVERS[solver])

@@ -12,7 +12,14 @@ from diffjax.objectives.base import Progress
 from diffjax.objectives.few_step.flow_maps import AlphaFlow
 from diffjax.objectives.few_step.solution_flow import SolutionFlow
 from diffjax.oracle.verify import verify_objective
-from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, of, smooth_network, u_in_numpy
+from tests.objectives.test_flow_maps import (
+    BATCH,
+    GAUSSIAN,
+    of,
+    smooth_network,
+    u_in_numpy,
+    with_slope,
+)
 
 SOFLOW = of(SolutionFlow, between=0.6)
 
@@ -29,7 +36,7 @@ def loss_slope_and_parts(objective, params, fraction):
     t, s = objective.intervals(time_key, 32)
     noised = objective.noised(t, noise_key, BATCH)
     velocity = noised.pair.eps - noised.pair.x0
-    return loss(params), jax.jacfwd(loss)(params), t, s, noised.x_t, velocity
+    return *with_slope(loss, params), t, s, noised.x_t, velocity
 
 
 def test_the_gradient_is_the_difference_quotient_of_solutions():

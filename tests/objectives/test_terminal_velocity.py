@@ -13,7 +13,7 @@ from diffjax.objectives.few_step.terminal_velocity import TerminalVelocity
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel
-from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, smooth_network, u_in_numpy
+from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, smooth_network, u_in_numpy, with_slope
 
 TVM = TerminalVelocity(
     paths.Linear(),
@@ -39,7 +39,7 @@ def loss_slope_and_parts(objective, params, averages, key):
     t, s = objective.steps(time_key, 32)
     here = objective.times.quantile(objective.uniforms(here_key, 32), objective.path)
     noised = objective.noised(t, noise_key, BATCH)
-    return loss(params), jax.jacfwd(loss)(params), t, s, here, noised.x_t, noised.pair.eps
+    return *with_slope(loss, params), t, s, here, noised.x_t, noised.pair.eps
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

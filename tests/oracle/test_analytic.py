@@ -206,8 +206,11 @@ def derivatives_of_the_density(data, path, x, t):
     return jax.vmap(one)(x, t)
 
 
+# Points are the limit of narrow mixtures, by a test below.
 @every_path
-@other_data
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=OTHER if name != "mixture" else []) for name in DATA]
+)
 def test_score_covariance_and_velocity_follow_from_the_density(name, path):
     """Tweedie's formulas of first and second order, and the continuity equation.
 
@@ -360,7 +363,9 @@ def test_the_flow_of_finite_data_ends_on_the_data(path):
     np.testing.assert_allclose(ask(data, path, before, last).x0, ends, atol=1e-9)
 
 
-@every_data
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=OTHER if name != "mixture" else []) for name in DATA]
+)
 def test_the_average_velocity_is_the_mean_along_the_flow(name):
     data, path = DATA[name], PATHS["ddpm"]
     x, t_from = noisy(data, path)

@@ -46,6 +46,21 @@ def test_an_adaptive_solver_is_as_exact_as_it_is_told_to_be():
     assert not np.isfinite(end(1e-12, x)).any()
 
 
+def test_adaptive_steps_with_fresh_noise_have_the_moments_of_the_data():
+    mean, variance = np.array([0.8, -0.5]), np.array([0.05, 0.3])
+    data, path, n = Normals(mean, variance), PATHS["linear"], 1024
+    x = np.random.default_rng(1).standard_normal((n, 2)).astype("f")
+    times, keys = np.float32([path.t_noise, path.t_min]), jax.random.split(jax.random.key(0), n)
+
+    def denoise(x, t):
+        return data.pair(path, x, t)
+
+    solver = adaptive.adaptive_sde(tolerance=0.05)
+    end = np.asarray(jax.jit(partial(integrate, denoise, solver, path, times))(keys, x))
+    np.testing.assert_allclose(end.mean(0), mean, atol=0.02 + 4 * np.sqrt(0.3 / n))
+    np.testing.assert_allclose(end.var(0), variance, rtol=0.05 + 4 * np.sqrt(2 / n))
+
+
 def test_restart_walks_its_interval_again():
     path = PATHS["linear"]
     solver = restart.restart(solvers.ddim(), low=0.3, high=1.0, times=2, num_steps=3)

@@ -188,14 +188,17 @@ def assert_keys_and_ends(name, run, keys, names):
 
 # One of each kind: fresh noise or none, a cost or a route of its own, one or several steps back.
 WALKED = (
-    "ddim", "ddpm_learned", "flow_map", "consistency", "heun", "edm_heun_churn", "dpmpp_2m_sde",
-    "unipc", "sa", "euler_maruyama", "restart", "adaptive", "adaptive_sde",
+    "ddim", "ddpm_learned", "flow_map", "consistency", "heun", "dpmpp_2m_sde", "unipc", "restart",
+    "adaptive",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in WALKED else pytest.mark.thorough) for name in SOLVERS],
+    [
+        pytest.param(name, marks=[] if name in WALKED else pytest.mark.thorough(tenth=False))
+        for name in SOLVERS
+    ],
 )
 def test_samples_have_their_own_keys_the_declared_cost_and_no_noise_left(name):
     """And end where they should: one program, in which all else is arguments.
@@ -278,6 +281,7 @@ def assert_right_on(name, names):
             assert_exact(solver, path_name, *run(path_name, np.asarray(times(number)))[:2])
 
 
+@pytest.mark.thorough(tenth=False)
 def test_on_paths_of_each_kind_samples_keep_their_keys_and_end_without_noise():
     assert_right_on("ddim", KINDS)
 
@@ -412,7 +416,11 @@ def test_the_variance_is_between_the_posteriors_and_the_forward_steps():
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("unipc", "restart"))]
+    "name",
+    [
+        "ddpm",
+        *(pytest.param(n, marks=pytest.mark.thorough(tenth=False)) for n in ("unipc", "restart")),
+    ],
 )
 def test_padding_changes_no_sample_and_a_trace_is_of_the_same_samples(name):
     path, n, solver = paths.Cosine(), 6, SOLVERS[name]
@@ -437,12 +445,25 @@ def test_padding_changes_no_sample_and_a_trace_is_of_the_same_samples(name):
     np.testing.assert_allclose(traced.x0, x0, atol=1e-6)
 
 
+FALLING = [name for name in GRIDS if name != "leading"]
+
+
 @cache
-def grid_on(grid_name, names, n):
-    """The grid's times on each of the paths, by one program."""
+def grids_on(names, *counts):
+    """Times of all grids on each of the paths, by one program: `{n: {grid: {path: times}}}`."""
     among = numbered([PATHS[name] for name in names])
-    times = jax.jit(lambda number: GRIDS[grid_name](among(number), n))
-    return {name: np.asarray(times(number)) for number, name in enumerate(names)}
+
+    @jax.jit
+    def times(number):
+        path = among(number)
+        return {n: {name: GRIDS[name](path, n) for name in FALLING} for n in counts}
+
+    each = [jax.device_get(times(number)) for number, _ in enumerate(names)]
+    return {
+        n: {grid: {name: t[n][grid] for name, t in zip(names, each, strict=True)}
+            for grid in FALLING}
+        for n in counts
+    }  # fmt: skip
 
 
 def assert_falls(times, n):
@@ -466,31 +487,23 @@ def test_trailing_steps_are_those_of_a_table_of_a_thousand():
     np.testing.assert_allclose(times, [1.0, 0.667, 0.333, 0.0], rtol=1e-6)
 
 
-# The two lists of noise levels are one class.
-@pytest.mark.parametrize(
-    "grid",
-    [
-        pytest.param(name, marks=[] if name != "ays_sdxl" else pytest.mark.thorough)
-        for name in GRIDS
-        if name != "leading"
-    ],
-)
+@pytest.mark.parametrize("grid", FALLING)
 def test_grids_fall_from_noise_to_clean(grid):
-    assert_falls(grid_on(grid, KINDS, 10), 10)
-    assert_falls(grid_on(grid, ("linear",), 1), 1)
+    for n, times in grids_on(KINDS, 10, 1).items():
+        assert_falls(times[grid], n)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("grid", [name for name in GRIDS if name != "leading"])
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("grid", FALLING)
 def test_on_every_path_many_steps_fall_too(grid):
-    for n in (2, 1000):
-        assert_falls(grid_on(grid, tuple(PATHS), n), n)
+    for n, times in grids_on(tuple(PATHS), 2, 1000).items():
+        assert_falls(times[grid], n)
 
 
 def test_the_log_snr_grid_is_even_in_log_snr():
     among = numbered([PATHS[name] for name in KINDS])
     levels = jax.jit(lambda number, t: paths.log_snr(among(number), t))
-    for number, (name, t) in enumerate(grid_on("log_snr", KINDS, 10).items()):
+    for number, (name, t) in enumerate(grids_on(KINDS, 10, 1)[10]["log_snr"].items()):
         steps = np.diff(levels(number, t[1:-1]))
         np.testing.assert_allclose(steps, steps[0], rtol=2e-2, err_msg=name)
 

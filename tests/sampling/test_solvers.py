@@ -250,15 +250,18 @@ def slopes(name, names):
 
 # One option of each solver, beside the rows, is measured by default.
 OPTIONS = (
-    "unipc_3_bh1", "unip_3", "ralston", "ab_4", "unipc_1", "ddim_half", "sa_2", "sa_3_half",
-    "euler_maruyama_constant", "euler_maruyama_forward",
+    "unipc_3_bh1", "ralston", "ddim_half", "sa_3_half", "euler_maruyama_constant",
+    "euler_maruyama_forward",
 )  # fmt: skip
 
 
 def quick(names):
     """Of which the other options are thorough."""
     return [
-        pytest.param(name, marks=[] if name in (*ROWS, *OPTIONS) else pytest.mark.thorough)
+        pytest.param(
+            name,
+            marks=[] if name in (*ROWS, *OPTIONS) else pytest.mark.thorough(tenth=False),
+        )
         for name in names
     ]
 

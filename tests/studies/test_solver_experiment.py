@@ -38,6 +38,7 @@ def test_errors_are_written(small, tmp_path, capsys):
     assert "convergence.md and convergence.png in" in capsys.readouterr().out
 
 
+@pytest.mark.thorough(tenth=False)
 def test_costs_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}", "--cost", "--batch_size=1") == 0
     lines = (tmp_path / "cost.md").read_text().splitlines()
