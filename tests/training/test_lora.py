@@ -37,12 +37,19 @@ def tuned(trained_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
         on_one_device(patch)
+        shared_parts(patch)
         loop.train(trained_config(init_from=f"{trained_run}:live", **LORA), workdir)
     return workdir
 
 
-def test_training_moves_nothing_else_bit_for_bit(tuned, loaded_run):
-    begun, run = by_path(loaded_run.weights(LIVE)), loaded(tuned)
+@pytest.fixture(scope="module")
+def tuned_run(tuned):
+    """The same, loaded; to be read."""
+    return loaded(tuned)
+
+
+def test_training_moves_nothing_else_bit_for_bit(tuned, tuned_run, loaded_run):
+    begun, run = by_path(loaded_run.weights(LIVE)), tuned_run
     assert lora_layers(run.weights(LIVE)) == ["conv_in", "final_conv"]
     for name in (LIVE, "ema-0.9", "ema-0.99"):
         jax.tree.map(
