@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import diffjax
 from diffjax.data import digits
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.evaluation.extractors.features import Extractor, pixel_features
@@ -25,8 +26,9 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def loaded(old_run):
-    return old_run
+def loaded():
+    """On all devices."""
+    return diffjax.load(OLD_RUN)
 
 
 def with_settings(run, **changes):

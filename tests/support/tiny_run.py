@@ -123,8 +123,8 @@ def trained_config(**changes: Any) -> ConfigDict:
     return config.lock()
 
 
-def loaded(workdir: Path) -> Run:
-    return diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
+def loaded(workdir: Path, **how: Any) -> Run:
+    return diffjax.load(workdir, allowed_packages=("diffjax", "tests"), **how)
 
 
 def once_a_session(
@@ -184,7 +184,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
 
 
 def arrays_of(workdir: Path) -> Any:
-    return jax.device_get(loaded(workdir).state._asdict())
+    return jax.device_get(loaded(workdir, mesh=one_device()).state._asdict())
 
 
 def assert_same(one: Any, other: Any, **tolerance: float) -> None:

@@ -32,6 +32,7 @@ from tests.support.tiny_run import (
     loaded,
     logged,
     on_one_device,
+    one_device,
     tiny_config,
     trained_config,
     without_pictures,
@@ -210,7 +211,7 @@ def tuned(trained_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned_run(tuned):
     """The same, loaded; to be read."""
-    return loaded(tuned)
+    return loaded(tuned, mesh=one_device())
 
 
 def test_the_frozen_are_those_that_it_began_with_and_stored_once(tuned, tuned_run, loaded_run):
