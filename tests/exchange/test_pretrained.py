@@ -352,6 +352,7 @@ def small_adm(folder, monkeypatch, family, name, **settings):
     return path
 
 
+@pytest.mark.thorough(tenth=False)  # in parts: test_classifiers.py
 def test_a_classifier_guides_a_published_network(tmp_path, monkeypatch):
     """Their `condition_score`: eps less s·scale·∇ log p(label | x), along one direction."""
     path = small_adm(tmp_path, monkeypatch, ADM, "adm.safetensors", num_classes=5)
