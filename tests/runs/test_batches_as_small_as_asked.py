@@ -78,7 +78,7 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
 
 
 def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_images(
-    loaded, monkeypatch
+    loaded, monkeypatch, tmp_path
 ):
     """Which were those of the config, whatever `--num_samples` was."""
     wanted, found = [], {}
@@ -97,7 +97,7 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
         found.update(vars(bits))
         raise Enough
 
-    run = with_settings(loaded, likelihood=("vlb",))
+    run = replace(with_settings(loaded, likelihood=("vlb",)), workdir=tmp_path)
     wired = run.parts.wired
     one = replace(wired.recipe, solver=solvers.euler(), num_steps=1, guidance_scale=1.0)
     run = replace(run, parts=replace(run.parts, wired=wired._replace(recipe=one)))
