@@ -66,7 +66,7 @@ def test_other_numbers_compile_no_network(run):
     assert compiled[1] == compiled[2] == 0
 
 
-def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run):
+def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run, tmp_path):
     """Also where the first has none, since its guidance is off.
 
     One step takes the predicted x0: away from `live` by 2 it is `2·average - live`.
@@ -75,6 +75,7 @@ def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run):
     off = NamedRecipe("", "", own, weights=run.config.weights)
     on = replace(off, recipe=replace(own, guidance_scale=2.0))
     labels = np.arange(4)
+    run = replace(run, workdir=tmp_path)  # where samples may be kept
     draw = drawer(run, [off, on], WantedSamples(labels, labels, None))
     found: list[Any] = [draw(each)[0] for each in (off, on)]
     plain, guided = (np.concatenate(list(each.batches)) for each in found)
