@@ -21,7 +21,8 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models.edm import SongUNet
 from diffjax.models.edm.network import NCSNPP
 from diffjax.objectives.augmentation import NonLeaky
-from diffjax.optimizers.adam import adam
+from diffjax.optimizers.adam import Adam
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import RiseFromZero
 from diffjax.process.precond import LogSNRLabel
 from diffjax.spec import as_spec, spec
@@ -47,11 +48,12 @@ def get_config(arguments: str = "") -> ConfigDict:
         model="DDPM++",
         objective="edm",
         optimizer=spec(
-            adam,
+            descent,
             learning_rate=1e-3,
             warmup_steps=0,
             schedule=spec(RiseFromZero, steps=10_000_000 // BATCH_SIZE),
-            eps=1e-8 / (32 * 32 * 3),  # their loss is a sum over these numbers, ours the mean
+            # Their loss is a sum over these numbers, and ours the mean.
+            rule=spec(Adam, eps=1e-8 / (32 * 32 * 3)),
             clip_norm=float("inf"),
         ),
         guidance_scale=1.0,

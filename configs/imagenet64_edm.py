@@ -18,7 +18,8 @@ from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models.edm import DhariwalUNet
-from diffjax.optimizers.adam import adam
+from diffjax.optimizers.adam import Adam
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import RiseFromZero
 from diffjax.process.precond import LogSNRLabel
 from diffjax.spec import spec
@@ -41,11 +42,12 @@ def get_config(arguments: str = "") -> ConfigDict:
         model="EDM",
         objective="edm",
         optimizer=spec(
-            adam,
+            descent,
             learning_rate=1e-4,
             warmup_steps=0,
             schedule=spec(RiseFromZero, steps=10_000_000 // BATCH_SIZE),
-            eps=1e-8 / (64 * 64 * 3),  # their loss is a sum over these numbers, ours the mean
+            # Their loss is a sum over these numbers, and ours the mean.
+            rule=spec(Adam, eps=1e-8 / (64 * 64 * 3)),
             clip_norm=float("inf"),
         ),
         guidance_scale=1.0,

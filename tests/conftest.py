@@ -27,7 +27,15 @@ def trained_run(_references, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded_run(trained_run):
-    """`trained_run` loaded once, whose programs all tests of a worker share; to be read."""
+    """`trained_run` on one device, whose programs all tests of a worker share; to be read."""
+    from tests.support.tiny_run import loaded, one_device
+
+    return loaded(trained_run, mesh=one_device())
+
+
+@pytest.fixture(scope="session")
+def loaded_on_all(trained_run):
+    """The same on all devices, as it was trained and evaluated."""
     from tests.support.tiny_run import loaded
 
     return loaded(trained_run)
@@ -35,10 +43,12 @@ def loaded_run(trained_run):
 
 @pytest.fixture(scope="session")
 def old_run():
-    """The run that an earlier version left, loaded once; to be read."""
+    """The run that an earlier version left, loaded once on one device; to be read."""
     import diffjax
+    from tests.support.tiny_run import one_device
 
-    return diffjax.load(Path(__file__).parent / "runs" / "old_runs" / "0.1.0")
+    place = Path(__file__).parent / "runs" / "old_runs" / "0.1.0"
+    return diffjax.load(place, mesh=one_device())
 
 
 @pytest.fixture

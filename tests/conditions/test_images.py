@@ -53,7 +53,11 @@ def random_params(network, cond):
     return tree.unflatten([0.1 * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
 
 
-@pytest.mark.parametrize("network", [DIT, UNET], ids=["dit", "unet"])
+@pytest.mark.parametrize(
+    "network",
+    [DIT, pytest.param(UNET, marks=pytest.mark.thorough(tenth=False))],
+    ids=["dit", "unet"],
+)
 def test_a_network_sees_labels_and_the_image_beside_its_input(network):
     rng = np.random.default_rng(1)
     cond = {"digit": np.array([3, 4]), "coarse": rng.normal(size=(2, 8, 8, 1)).astype("f")}

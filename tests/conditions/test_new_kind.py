@@ -179,7 +179,7 @@ def test_it_is_resumed_bit_for_bit(workdir, tmp_path, monkeypatch):
     assert_same(loaded(folder).state, loaded(workdir).state, atol=0, rtol=0)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(
     ("tool", "argv"),
     [

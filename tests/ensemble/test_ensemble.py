@@ -28,7 +28,14 @@ from diffjax.process import weights
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training import sharding
-from tests.support.tiny_run import arrays_of, assert_same, logged, tiny_config, without_pictures
+from tests.support.tiny_run import (
+    arrays_of,
+    assert_same,
+    logged,
+    on_one_device,
+    tiny_config,
+    without_pictures,
+)
 
 # Rates, weights, densities and seeds; two share a seed.
 UNLIKE: list[dict[str, Any]] = [
@@ -118,8 +125,6 @@ def unlike():
     def runs_of(network: str) -> tuple:
         one = sharding.make_mesh(devices=jax.devices()[:1])
         numbers = UNLIKE
-        if network == "tiny":  # in every run of the tests
-            numbers = [{}, {**UNLIKE[1], **UNLIKE[2]}]
         if network == "unet":  # whose compilation takes long
             numbers = [{**each, "model.channel_multipliers": (1,)} for each in UNLIKE[:2]]
         setups = setups_of(configs(f"{PARTS},model={network}", numbers), one)
@@ -131,10 +136,14 @@ def unlike():
     return runs_of
 
 
-def test_members_are_what_they_would_be_alone(unlike):
-    """Side by side; in turn they are below, in folders of runs."""
-    setups, expected = unlike("tiny")
-    assert_equal_runs(together(setups, jax.vmap), expected)
+def test_a_member_is_what_it_would_be_alone():
+    """The second of two side by side, in whose program are the numbers of the first."""
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    numbers = [{}, {**UNLIKE[1], **UNLIKE[2]}]
+    setups = setups_of(configs(f"{PARTS},model=tiny", numbers), one)
+    (_, other), (_, metrics) = found = together(setups, jax.vmap)
+    assert abs(metrics["loss"] - other["loss"]) > 1e-3, "the numbers must matter"
+    assert_equal_runs(found[1:], [alone(setups[1], setups[0])])
 
 
 @pytest.mark.thorough
@@ -210,6 +219,7 @@ def ensemble_run(tmp_path_factory):
     folders = [tmp_path_factory.mktemp("ensemble") / name for name in "ab"]
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
+        on_one_device(patch)
         pages = train_together(configs(TINY, RUNS), folders, ["command a", "command b"])
     assert pages == [folder / "report.html" for folder in folders]
     return folders
@@ -278,6 +288,7 @@ def stopped(tmp_path_factory):
     folders = [tmp_path_factory.mktemp("stopped") / name for name in "ab"]
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
+        on_one_device(patch)
         interrupting(patch, ensemble, "compile_steps", 3)
         with pytest.raises(Interrupted, match=r"stopped at step 3 of 6 and saved in .*/a, .*/b;"):
             train_together(configs(TINY, RUNS), folders)
@@ -288,6 +299,7 @@ def stopped(tmp_path_factory):
 def folders(stopped, tmp_path, monkeypatch):
     """A copy of them, to go on with."""
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     return [shutil.copytree(folder, tmp_path / folder.name) for folder in stopped]
 
 
@@ -347,6 +359,7 @@ class Seeded:
 @pytest.mark.thorough
 def test_members_have_evaluators_also_after_a_stop_amid_one(ensemble_run, tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     once = tmp_path / "once"
     once.touch()
     members, folders = configs(TINY, RUNS), [tmp_path / name for name in "ab"]

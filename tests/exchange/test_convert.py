@@ -107,7 +107,7 @@ EACH_LAYOUT = [
 ]
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(
     ("to", "family"), EACH_LAYOUT, ids=[f"{family.name}-{to}" for to, family in EACH_LAYOUT]
 )

@@ -80,7 +80,7 @@ def test_a_file_adds_what_the_network_was_trained_to(dialect, tuned, tmp_path):
     assert sum(moved) == len(lora_layers(params)) > 20
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("scan", [True, False])
 def test_of_flux_too_whose_blocks_may_be_stacked(dialect, scan, tmp_path):

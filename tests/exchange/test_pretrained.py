@@ -83,6 +83,9 @@ def from_their_noise(denoise, solver, path, times, keys, x):
     return sample_padded(denoise, solver, path, times, keys, jnp.asarray(theirs.NOISE))
 
 
+@pytest.mark.parametrize(
+    "model", ["DiT", pytest.param("SiT", marks=pytest.mark.thorough(tenth=False))], indirect=True
+)
 def test_samples_are_those_of_the_authors_sampler(model):
     """DDIM on every 111th step of DDPM's table, and Euler's steps in equal times."""
     name = {"DiT": "ddim", "SiT": "euler"}[model.family]
@@ -264,7 +267,7 @@ def test_an_autoencoder_of_no_published_size_decodes_samples(tmp_path):
     for place in (tmp_path / "vae", tmp_path):
         model = diffjax.from_pretrained(path, num_heads=2, codec=place)
         assert model.parts.codec.name == "autoencoder"
-        assert model.sample([0], num_steps=1, solver="ddim").shape == (1, 16, 16, 3)
+    assert model.sample([0], num_steps=1, solver="ddim").shape == (1, 16, 16, 3)
     with pytest.raises(UserError, match="draws no samples; it is a codec="):
         diffjax.from_pretrained(tmp_path / "vae")
     with pytest.raises(UserError, match="is a folder of diffusers, not a run"):
@@ -333,14 +336,8 @@ def test_a_second_file_guides_the_first(tmp_path, monkeypatch):
     recipe = replace(recipe, against=OtherWeights(str(weak)))
     x, labels = jnp.asarray(theirs.NOISE), jnp.asarray(theirs.LABELS)
     where = x, jnp.full(len(x), 0.5), labels
-    guided, on, off = (
-        jax.jit(model)(*where)
-        for model in (
-            found.model().guided(recipe),
-            found.model().predict(),
-            other.model().predict(),
-        )
-    )
+    models = found.model().guided(recipe), found.model().predict(), other.model().predict()
+    guided, on, off = jax.jit(lambda *where: [model(*where) for model in models])(*where)
     assert_close(guided.x0, off.x0 + 3.0 * (on.x0 - off.x0), 1e-5)
     assert found.model().weaker(recipe) is found.model().weaker(recipe)
 
@@ -355,6 +352,7 @@ def small_adm(folder, monkeypatch, family, name, **settings):
     return path
 
 
+@pytest.mark.thorough(tenth=False)  # in parts: test_classifiers.py
 def test_a_classifier_guides_a_published_network(tmp_path, monkeypatch):
     """Their `condition_score`: eps less s·scale·∇ log p(label | x), along one direction."""
     path = small_adm(tmp_path, monkeypatch, ADM, "adm.safetensors", num_classes=5)
@@ -366,16 +364,18 @@ def test_a_classifier_guides_a_published_network(tmp_path, monkeypatch):
     rng, labels = np.random.default_rng(0), jnp.array([1, 4])
     x, direction = (jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32) for _ in "ab")
     t = jnp.full(2, 0.301)
-    guided = jax.jit(found.model().guided(recipe))(x, t, labels)
-    alone = jax.jit(found.model().predict())(x, t, labels)
+    guide, predict = found.model().guided(recipe), found.model().predict()
     network, params = CLASSIFIER.read(file)
 
     @jax.jit
-    def log_p(x):
-        logits = network.network.apply({"params": params}, x, 1000.0 * t - 1.0)
-        return jax.nn.log_softmax(logits)[jnp.arange(2), labels]
+    def evaluated(x, t, labels, direction):
+        both = jnp.concatenate([x + 0.01 * direction, x - 0.01 * direction])
+        logits = network.network.apply({"params": params}, both, 1000.0 * jnp.tile(t, 2) - 1.0)
+        log_p = jax.nn.log_softmax(logits)[jnp.arange(4), jnp.tile(labels, 2)]
+        return guide(x, t, labels), predict(x, t, labels), log_p
 
-    by_differences = (log_p(x + 0.01 * direction) - log_p(x - 0.01 * direction)) / 0.02
+    guided, alone, log_p = evaluated(x, t, labels, direction)
+    by_differences = (log_p[:2] - log_p[2:]) / 0.02
     c = coeffs(found.parts.wired.path, t, 4)
     moved = jnp.sum((alone.eps - guided.eps) * direction, (1, 2, 3))
     assert_close(moved, 0.7 * c.s.ravel() * by_differences, 1e-2)

@@ -1,7 +1,6 @@
-"""A pipeline of Stable Diffusion of drawn weights: states in a file, two experts, written again."""
+"""A pipeline of Stable Diffusion of drawn weights: states in a file, sampled, written again."""
 
-from dataclasses import replace
-
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -12,10 +11,8 @@ from diffjax.exchange.convert import convert
 from diffjax.models.kandinsky.network import KandinskyUNet
 from diffjax.models.kandinsky.published import FAMILY as KANDINSKY
 from diffjax.runs.samples.condition_files import read_states
-from diffjax.runs.samples.experts import Expert, batches_of_two
-from diffjax.runs.samples.model import Request
 from tests.models.test_families import SMALL
-from tests.support.tiny_pipeline import WIDTH, write_pipeline
+from tests.support.tiny_pipeline import SIDE, WIDTH, write_pipeline
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[text]'")
 TEXTS = ["red", "blue"]
@@ -30,11 +27,6 @@ def pipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(pipe):
     return diffjax.from_pretrained(pipe)
-
-
-@pytest.fixture(scope="module")
-def pictures(run):
-    return run.sample(TEXTS, **HOW)
 
 
 def test_states_in_a_file_are_the_condition_without_text_encoders(pipe, tmp_path):
@@ -55,21 +47,24 @@ def test_states_in_a_file_are_the_condition_without_text_encoders(pipe, tmp_path
         read_states(kind, str(file))
 
 
-def test_two_experts_that_are_one_model_draw_what_it_does(run, pictures):
-    model, condition = run.model(), run.parts.wired.condition.parse(TEXTS)
-    recipe = run.parts.wired.recipe
-    recipe = replace(recipe, num_steps=3, guidance_scale=1.0)
-    one = Expert(model, recipe, Request(condition, 4))
-    (found,) = batches_of_two(one, one, 0.5, 8)
-    np.testing.assert_allclose(found, pictures, atol=1e-5)
-    with pytest.raises(UserError, match="of 3 steps none is left to the first of two models"):
-        next(batches_of_two(one, one, 1.0, 8))
-
-
-def test_a_pipeline_that_is_written_draws_the_same(pipe, pictures, tmp_path):
+def test_a_pipeline_draws_and_is_written_without_a_change(pipe, run, tmp_path):
+    pictures = run.sample(TEXTS, **HOW)
+    assert pictures.shape == (2, SIDE, SIDE, 3)
+    assert np.isfinite(pictures).all()
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.01
     convert(str(pipe), "diffusers", tmp_path / "out")
     again = diffjax.from_pretrained(tmp_path / "out")
-    np.testing.assert_array_equal(again.sample(TEXTS, **HOW), pictures)
+    jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
+    assert again.config.sampling.to_dict() == run.config.sampling.to_dict()
+    texts = (each.parts.wired.condition.parse(TEXTS) for each in (run, again))
+    jax.tree.map(np.testing.assert_array_equal, *texts)
+
+
+@pytest.mark.thorough(tenth=False)
+def test_a_pipeline_that_is_written_draws_the_same(pipe, run, tmp_path):
+    convert(str(pipe), "diffusers", tmp_path / "out")
+    again = diffjax.from_pretrained(tmp_path / "out")
+    np.testing.assert_array_equal(again.sample(TEXTS, **HOW), run.sample(TEXTS, **HOW))
 
 
 def test_entries_of_the_scheduler_take_the_place_of_the_folders(pipe, run):

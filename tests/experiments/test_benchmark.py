@@ -34,6 +34,7 @@ from experiments.benchmark import against_torch, cases, checks, tables
 from experiments.flags import cli
 from tests.support.one_process import Here
 from tests.support.tiny_network import Plain
+from tests.support.tiny_run import one_device
 
 
 def array(*shape):
@@ -195,7 +196,11 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     config = toy_config()
     config.model = spec(Plain)
     measured: Any = measure_throughput(
-        "toy", set_up(config, (8, 8, 1), of_classes(10)), steps=1, num_samples=8, rounds=1
+        "toy",
+        set_up(config, (8, 8, 1), of_classes(10), one_device()),
+        steps=1,
+        num_samples=8,
+        rounds=1,
     )
     training, sampling = measured
     assert (training.program, training.nfe, training.batch_size) == ("training", None, 8)

@@ -145,7 +145,7 @@ def test_command_lines_of_train(fuzz):
         file, axis, flags = line
         told(train, [f"--config={file}{axis}", "--print_config", *flags])
 
-    fuzz(lines, check, short=6)
+    fuzz(lines, check, short=3)
 
 
 @pytest.mark.thorough
@@ -200,7 +200,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     workdir, names = of_the_folder(program, tmp_path / "run")
-    fuzz(flags_for(names), lambda flags: told(program, [workdir, *flags]), short=20)
+    fuzz(flags_for(names), lambda flags: told(program, [workdir, *flags]), short=10)
 
 
 # What differs in kind: one that draws, one that writes a program, one that only reads files, one
@@ -265,7 +265,7 @@ def told_of(failures: list[junk.Failure]) -> str:
 
 def test_what_a_hand_can_type_ends_in_one_line(request):
     trials, seed = (request.config.getoption(name) for name in ("--trials", "--base_seed"))
-    failures = junk.attempts(seed, max(trials, 40))
+    failures = junk.attempts(seed, max(trials, 20))
     assert not failures, told_of(failures)
 
 

@@ -35,7 +35,8 @@ def cases():
     for page in PAGES:
         found = blocks(page.read_text(encoding="utf-8"))
         trained = any("runs/digits" in code for code, _ in found)
-        marks = [pytest.mark.thorough] if trained or page.name in LONG else []
+        long = trained or page.name in LONG
+        marks = [pytest.mark.thorough(tenth=False)] if long else []
         if found:
             yield pytest.param(page, found, trained, id=page.name, marks=marks)
 

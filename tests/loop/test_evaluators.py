@@ -278,10 +278,10 @@ def test_without_evaluators_a_run_is_what_it_was(trained_run, measured_run):
     assert_same(arrays_of(measured_run), arrays_of(trained_run), rtol=0, atol=0)
 
 
-def test_metrics_of_samples_are_those_of_the_evaluation(trained_run, loaded_run):
+def test_metrics_of_samples_are_those_of_the_evaluation(trained_run, loaded_on_all):
     names = ("frechet_distance", "accuracy", "kernel_distance")
     begun: list[int] = []
-    evaluator, run = Samples(names, num_samples=20), loaded_run
+    evaluator, run = Samples(names, num_samples=20), loaded_on_all
     found = evaluator(run, run.dataset(), begun.append)
     there = read_json(trained_run / "evaluation.json") or {}
     distances = {name: there[name]["value"] for name in names if name != "accuracy"}
@@ -290,9 +290,9 @@ def test_metrics_of_samples_are_those_of_the_evaluation(trained_run, loaded_run)
     assert evaluator.higher_is_better == ("accuracy",)
 
 
-def test_the_validation_loss_is_that_of_the_comparison(loaded_run):
+def test_the_validation_loss_is_that_of_the_comparison(loaded_on_all):
     """Nine images, which eight devices don't divide."""
-    run = loaded_run
+    run = loaded_on_all
     batch = all_examples(run.dataset().test, 9)
     there = loss_by_log_snr(
         run.model().predict(), run.parts.wired.path, batch["image"],

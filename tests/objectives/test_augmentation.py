@@ -20,7 +20,8 @@ from diffjax.objectives.augmentation import NUM_LABELS, Change, NonLeaky, with_l
 from diffjax.objectives.base import Progress
 from diffjax.objectives.couplings import Independent
 from diffjax.objectives.denoising import Denoising
-from diffjax.optimizers.adam import adam
+from diffjax.optimizers.adam import Adam
+from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import RiseFromZero
 from diffjax.process.paths import Pair
 from diffjax.training.averages import Averages
@@ -229,12 +230,12 @@ def test_two_hundred_steps_of_edm_are_those_of_its_authors():
     edm = build_objective(tiny_config("objective=edm,noise_label=log_sigma"))
     assert isinstance(edm, Denoising)
     size = reference.SIDE**2 * 3
-    optimizer = adam(
+    optimizer = descent(
         reference.NUM_STEPS,
+        Adam(eps=1e-8 / size),
         reference.RATE,
         warmup_steps=0,
         schedule=RiseFromZero(reference.RAMP_STEPS),
-        eps=1e-8 / size,
         clip_norm=np.inf,
     )
     decay = 0.5 ** (1 / reference.HALF_LIFE_STEPS)

@@ -115,8 +115,6 @@ def divides_by_alpha(after=1.0):
 
 
 def test_a_solver_that_fails_is_refused_with_the_time():
-    ve = schedules.VarianceExploding()
-    assert unwalkable(ve, divides_by_alpha(), num_steps=4) is None
     reason = unwalkable(paths.Linear(), divides_by_alpha(), num_steps=4) or ""
     assert "from t=1 to t=0.75" in reason
     assert "alpha=0 and sigma=1" in reason

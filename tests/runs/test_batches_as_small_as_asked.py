@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import diffjax
 from diffjax.data import digits
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.evaluation.extractors.features import Extractor, pixel_features
@@ -25,8 +26,9 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def loaded(old_run):
-    return old_run
+def loaded():
+    """On all devices."""
+    return diffjax.load(OLD_RUN)
 
 
 def with_settings(run, **changes):
@@ -76,7 +78,7 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
 
 
 def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_images(
-    loaded, monkeypatch
+    loaded, monkeypatch, tmp_path
 ):
     """Which were those of the config, whatever `--num_samples` was."""
     wanted, found = [], {}
@@ -95,7 +97,7 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
         found.update(vars(bits))
         raise Enough
 
-    run = with_settings(loaded, likelihood=("vlb",))
+    run = replace(with_settings(loaded, likelihood=("vlb",)), workdir=tmp_path)
     wired = run.parts.wired
     one = replace(wired.recipe, solver=solvers.euler(), num_steps=1, guidance_scale=1.0)
     run = replace(run, parts=replace(run.parts, wired=wired._replace(recipe=one)))

@@ -33,8 +33,10 @@ def without_seconds(result):
     return json.loads(json.dumps(result), object_hook=lambda d: {**d, "seconds": None})
 
 
-def test_a_stopped_evaluation_goes_on_and_finds_the_same(trained_run, loaded_run, tmp_path, draws):
-    run, data, calls = replace(loaded_run, workdir=tmp_path), loaded_run.dataset(), []
+def test_a_stopped_evaluation_goes_on_and_finds_the_same(
+    trained_run, loaded_on_all, tmp_path, draws
+):
+    run, data, calls = replace(loaded_on_all, workdir=tmp_path), loaded_on_all.dataset(), []
 
     def should_stop():
         calls.append(1)

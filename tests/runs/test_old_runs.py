@@ -24,7 +24,7 @@ from diffjax.runs.setup import set_up
 from diffjax.spec import build
 from diffjax.sweeps.cells import resolved
 from diffjax.sweeps.sweep import Cell
-from tests.support.tiny_run import without_pictures
+from tests.support.tiny_run import one_device, without_pictures
 
 RUNS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
 
@@ -38,7 +38,7 @@ EACH = pytest.mark.parametrize(
 
 @EACH
 def test_it_is_read_and_samples_as_it_did(folder):
-    run = diffjax.load(folder)
+    run = diffjax.load(folder, mesh=one_device())
     expected = np.load(folder / "samples.npz")
     assert run.step == expected["step"]
     images = run.sample(expected["labels"], seed=int(expected["seed"]))

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 
 import diffjax
+from diffjax.conditions import of_classes
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.runs.measuring.measure import WantedSamples, drawer
+from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations
-from tests.support.tiny_run import one_device
+from tests.support.tiny_run import of_noise, one_device, tiny_config
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
 def run():
-    return diffjax.load(OLD_RUN, mesh=one_device())
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), of_classes(10), one_device())
+    return of_noise(setup)
 
 
 BY_NAME = {"solver": "ddim", "grid": "karras", "guidance": "cfg+limited"}
@@ -63,7 +66,7 @@ def test_other_numbers_compile_no_network(run):
     assert compiled[1] == compiled[2] == 0
 
 
-def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run):
+def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run, tmp_path):
     """Also where the first has none, since its guidance is off.
 
     One step takes the predicted x0: away from `live` by 2 it is `2·average - live`.
@@ -72,11 +75,13 @@ def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run):
     off = NamedRecipe("", "", own, weights=run.config.weights)
     on = replace(off, recipe=replace(own, guidance_scale=2.0))
     labels = np.arange(4)
+    run = replace(run, workdir=tmp_path)  # where samples may be kept
     draw = drawer(run, [off, on], WantedSamples(labels, labels, None))
     found: list[Any] = [draw(each)[0] for each in (off, on)]
     plain, guided = (np.concatenate(list(each.batches)) for each in found)
     how = {"num_steps": 1, "guidance_scale": 1.0}
     live = run.sample(labels, weights="live", **how)
-    np.testing.assert_allclose(plain, run.sample(labels, **how), atol=1e-6)
-    np.testing.assert_allclose(guided, 2 * plain - live, atol=1e-5)
-    assert np.abs(plain - live).max() > 1e-4
+    scale = np.abs(plain).max()
+    np.testing.assert_allclose(plain, run.sample(labels, **how), atol=1e-6 * scale)
+    np.testing.assert_allclose(guided, 2 * plain - live, atol=1e-5 * scale)
+    assert np.abs(plain - live).max() > 1e-2 * scale

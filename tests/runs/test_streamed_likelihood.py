@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import diffjax
 from diffjax.data import ArraySource, DataSet, eval_batches
 from diffjax.likelihood.dequantise import Dequantised
 from diffjax.runs.measuring import likelihoods
@@ -65,7 +66,8 @@ def test_each_image_has_its_number_and_its_key_whatever_the_batch(run):
         np.testing.assert_array_equal(other[1], errors)
 
 
-def test_a_measurement_reads_no_more_than_a_batch(run, monkeypatch):
+def test_a_measurement_reads_no_more_than_a_batch(monkeypatch):
+    run = diffjax.load(OLD_RUN)  # on eight devices
     Counted.read.clear()
     source = Counted(np.zeros((40, 8, 8, 1), np.uint8), np.zeros(40, np.int32))
     data = DataSet("black", source, source, (8, 8, 1), 10, tuple("0123456789"))

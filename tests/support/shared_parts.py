@@ -1,5 +1,6 @@
 """Trainings of one config share what is built of it, where building it is no subject of a test."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,14 +8,31 @@ from typing import Any
 import pytest
 
 from diffjax.loop import loop
+from diffjax.runs import setup as setups
 from diffjax.runs import workdirs
 from diffjax.runs.parts import build_parts
 from diffjax.spec import to_json
-from diffjax.training import sharding
 
 _PARTS: dict[Any, Any] = {}
 _prepared, _scheduled = loop.prepared, loop.scheduled
 _compiled, _flops = loop.compile_train_step, loop.train_flops
+_NOT_IN_THE_STEP = {
+    "best_by",
+    "checkpoint_every_steps",
+    "checkpoints_kept_every_steps",
+    "checkpoints_to_keep",
+    "evaluation",
+    "evaluators",
+    "init_from",
+    "log_every_steps",
+    "name",
+    "patience_evaluations",
+    "sample_every_steps",
+    "snapshot_every_steps",
+    "trackers",
+    "weights",
+}
+"""Settings of the loop alone: runs that differ in these have one program."""
 
 
 def shared_parts(patch: pytest.MonkeyPatch) -> None:
@@ -27,7 +45,7 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     def prepared(config, dataset=None):
         if dataset is not None:
             return _prepared(config, dataset)
-        name = "parts", to_json(config), sharding.make_mesh().size
+        name = "parts", to_json(config), setups.make_mesh().size
         return _once(name, lambda: _prepared(config))
 
     def scheduled(optimizer, num_steps, start=0):
@@ -37,12 +55,12 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     def step(setup, key, optimizer=None, teacher=None, buckets=()):
         if teacher is not None or buckets:
             return _compiled(setup, key, optimizer, teacher, buckets)
-        name = "step", id(setup), id(optimizer)
-        # Both are kept with the step, so that no other object gets their numbers.
-        return _once(name, lambda: (_compiled(setup, key, optimizer), setup, optimizer))[0]
+        name = "step", _of_the_step(setup), id(optimizer)
+        # It is kept with the step, so that no other object gets its number.
+        return _once(name, lambda: (_compiled(setup, key, optimizer), optimizer))[0]
 
     def flops(setup):
-        return _once(("flops", id(setup)), lambda: (_flops(setup), setup))[0]
+        return _once(("flops", _of_the_step(setup)), lambda: _flops(setup))
 
     def parts_of_saved(config, image_shape, condition, mesh, codec):
         name = "saved", to_json(config), repr((image_shape, condition, codec)), mesh
@@ -54,6 +72,12 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "scheduled", scheduled)
     patch.setattr(loop, "compile_train_step", step)
     patch.setattr(loop, "train_flops", flops)
+
+
+def _of_the_step(setup: setups.Setup) -> Any:
+    settings = json.loads(to_json(setup.config))
+    own = {name: value for name, value in settings.items() if name not in _NOT_IN_THE_STEP}
+    return json.dumps(own), repr(setup.wired.condition), setup.mesh
 
 
 def _once(name: Any, make: Callable[[], Any]) -> Any:

@@ -54,11 +54,11 @@ def write_pipeline(place: Path, **scheduler: Any) -> Path:
         image_shape=(SIDE // 2, SIDE // 2, 4),
         context_width=WIDTH,
         channels=8,
-        channel_multipliers=(1, 2),
+        channel_multipliers=(1,),
         num_res_blocks=1,
         num_heads=2,
         num_groups=4,
-        transformers=Transformers((1, 0)),
+        transformers=Transformers((1,)),
     )
     _write(place / "unet", STABLE_DIFFUSION, denoiser, "diffusion_pytorch_model")
     autoencoder = Variational(AutoencoderKL(channels=(8, 8), num_res_blocks=1, num_groups=4))

@@ -23,13 +23,12 @@ from diffjax.models.dit import DiT
 from diffjax.models.low_rank import LoraLayers
 from diffjax.models.unet import UNet
 from diffjax.optimizers.descent import descent
-from diffjax.runs import workdirs
+from diffjax.runs import setup, workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
 from diffjax.runs.setup import Setup
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training import sharding
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.sharding import make_mesh
 from tests.support.tiny_network import Plain, Tiny
@@ -125,8 +124,8 @@ def trained_config(**changes: Any) -> ConfigDict:
     return config.lock()
 
 
-def loaded(workdir: Path) -> Run:
-    return diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
+def loaded(workdir: Path, **how: Any) -> Run:
+    return diffjax.load(workdir, allowed_packages=("diffjax", "tests"), **how)
 
 
 def once_a_session(
@@ -145,16 +144,16 @@ def once_a_session(
     return folder
 
 
-def of_noise(setup: Setup, workdir: Path = Path("nowhere")) -> Run:
+def of_noise(given: Setup, workdir: Path = Path("nowhere")) -> Run:
     """A run that is not trained, but whose weights are noise: no part of the network is silent."""
-    state, rng = setup.init(jax.random.key(0)), np.random.default_rng(1)
+    state, rng = given.init(jax.random.key(0)), np.random.default_rng(1)
 
     def noisy(leaf: jax.Array) -> jax.Array:
         moved = np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape)
         return jax.device_put(moved.astype(leaf.dtype), leaf.sharding)
 
     state = state._replace(ema=jax.tree.map(noisy, state.ema))
-    return Run(setup.parts, state, workdir, tuple("0123456789"))
+    return Run(given.parts, state, workdir, tuple("0123456789"))
 
 
 def leave(run: Run, workdir: Path) -> None:
@@ -173,7 +172,8 @@ def one_device() -> jax.sharding.Mesh:
 
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Trainings take one device, whose programs XLA need not split: `trained_run` has all eight."""
-    patch.setattr(sharding, "make_mesh", lambda **_: one_device())
+    for module in (setup, workdirs):
+        patch.setattr(module, "make_mesh", lambda **_: one_device())
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
 
 
 def arrays_of(workdir: Path) -> Any:
-    return jax.device_get(loaded(workdir).state._asdict())
+    return jax.device_get(loaded(workdir, mesh=one_device()).state._asdict())
 
 
 def assert_same(one: Any, other: Any, **tolerance: float) -> None:

@@ -21,6 +21,7 @@ from tests.support.tiny_run import (
     assert_same,
     loaded,
     on_one_device,
+    one_device,
     tiny_config,
     trained_config,
     without_pictures,
@@ -37,12 +38,19 @@ def tuned(trained_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
         on_one_device(patch)
+        shared_parts(patch)
         loop.train(trained_config(init_from=f"{trained_run}:live", **LORA), workdir)
     return workdir
 
 
-def test_training_moves_nothing_else_bit_for_bit(tuned, loaded_run):
-    begun, run = by_path(loaded_run.weights(LIVE)), loaded(tuned)
+@pytest.fixture(scope="module")
+def tuned_run(tuned):
+    """The same, loaded; to be read."""
+    return loaded(tuned, mesh=one_device())
+
+
+def test_training_moves_nothing_else_bit_for_bit(tuned, tuned_run, loaded_run):
+    begun, run = by_path(loaded_run.weights(LIVE)), tuned_run
     assert lora_layers(run.weights(LIVE)) == ["conv_in", "final_conv"]
     for name in (LIVE, "ema-0.9", "ema-0.99"):
         jax.tree.map(
@@ -67,17 +75,17 @@ def test_training_moves_nothing_else_bit_for_bit(tuned, loaded_run):
     assert f"{num_trained}: LoRA of rank 2, alpha 4, dropout 0.1, of *" in text
 
 
-def test_samples_are_those_of_the_merged_weights_in_a_folder_of_its_own(tuned, tmp_path):
-    run = loaded(tuned)
+def test_samples_are_those_of_the_merged_weights_in_a_folder_of_its_own(tuned, tuned_run, tmp_path):
+    run = tuned_run
     out = tmp_path / "merged"
     assert convert(str(tuned), "diffjax", out, allowed_packages=("diffjax", "tests"))
     _, params = read_own(out, ("diffjax", "tests"))
     assert_same(params, run.merged(), rtol=0, atol=0)
-    plain = trained_config()
-    wired = prepared(plain).wired
+    wired = prepared(trained_config(), one_device()).wired
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     inputs = x, np.array([0.1, 0.5, 0.9], np.float32), np.array([0, 4, 9])
-    found, expected = run.parts.wired.apply(run.weights(), *inputs), wired.apply(params, *inputs)
+    found = jax.jit(run.parts.wired.apply)(run.weights(), *inputs)
+    expected = jax.jit(wired.apply)(params, *inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert run.sample(2, num_steps=2).shape == (2, 8, 8, 1)
 

@@ -27,7 +27,7 @@ def gradients(arguments, network, rules=None, **mesh):
     config = config_files.load(f"configs/digits.py:{arguments}")
     if rules is not None:
         config.sharding_rules = rules
-    config.batch_size = 32
+    config.batch_size, config.ema_decays, config.weights = 32, (), "live"
     config.model.update(network)
     config.mesh.update(mesh)
     one = None if mesh else sharding.make_mesh(devices=jax.devices()[:1])

@@ -42,7 +42,11 @@ def descent() -> Optimizer:
     )
 
 
-@pytest.mark.parametrize("decays", [(0.9, 0.5), ()], ids=["averages", "none"])
+@pytest.mark.parametrize(
+    "decays",
+    [(0.9, 0.5), pytest.param((), marks=pytest.mark.thorough(tenth=False))],
+    ids=["averages", "none"],
+)
 def test_three_steps_are_those_of_the_definition(decays):
     objective: Any = Linear()
     network: Any = None  # this loss asks none

@@ -85,7 +85,7 @@ def trace(arguments="", **changes):
     assert metrics["loss"].dtype == jnp.float32
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("model", ["dit", "unet"])
 def test_both_networks_train(model):
     trace(f"model={model}")
@@ -114,7 +114,10 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize(
     "arguments",
-    [pytest.param(text, marks=[] if text in QUICK else pytest.mark.thorough) for text in ARGUMENTS],
+    [
+        pytest.param(text, marks=[] if text in QUICK else pytest.mark.thorough(tenth=False))
+        for text in ARGUMENTS
+    ],
 )
 def test_objectives_and_their_parts_train(arguments):
     trace(arguments)
@@ -152,14 +155,19 @@ def test_bfloat16(scan):
     jax.eval_shape(jax.grad(total), jax.eval_shape(network.init, keys, x, t, cond))
 
 
-def test_feature_networks():
+@pytest.mark.parametrize(
+    "large", [pytest.param(True, marks=pytest.mark.thorough(tenth=False)), False]
+)
+def test_feature_networks(large):
     networks = [
         (InceptionV3(), lambda x: resize(x)),
+    ]
+    others = [
         (dinov2(8, 1, 2, 4), lambda x: jnp.ones((2, 28, 28, 3))),
         (clip_vision(8, 1, 2, 8, grid=2), lambda x: jnp.ones((2, 28, 28, 3))),
         (Classifier(10, (8, 8), (2, 2), 16), lambda x: x[..., :1]),
     ]
-    for network, prepared in networks:
+    for network, prepared in networks if large else others:
         x = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
         jax.eval_shape(
             lambda x, network=network, prepared=prepared: network.init_with_output(

@@ -622,6 +622,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         loop.train(tiny_config(), tmp_path / "file" / "run")
 
 
+# What is kept is finite: the next test, and steps left out and rolled back in tests/loop/.
+@pytest.mark.thorough(tenth=False)
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     without_pictures(monkeypatch)
     on_one_device(monkeypatch)
@@ -675,7 +677,7 @@ def test_impossible_configs_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("axis", [*choices.AXES, "wrappers"])
 def test_every_choice_of_every_axis_wires(axis):
     """Each choice once, on the flow objective with a target that every path allows."""
