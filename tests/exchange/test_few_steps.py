@@ -64,6 +64,12 @@ def assert_same(found, expected):
     assert np.abs(found - expected).max() < 2 / 255  # of a range of 2
 
 
+def some_of(names, quick):
+    """All names as parameters, of which only some are in every run of tests of this kind."""
+    rest = pytest.mark.thorough(tenth=False)
+    return [pytest.param(name, marks=() if name in quick else rest) for name in names]
+
+
 def lcm_of(scheduler, entries):
     """Stable Diffusion with a U-Net that embeds a scale of guidance."""
     _, diffusers, _ = needed()
@@ -89,8 +95,13 @@ FOLDERS: dict[str, tuple[Any, str, dict[str, Any], int, dict[str, Any], dict[str
 """The maker, its scheduler, the steps, what diffusers is called with, and `from_pretrained`."""
 
 
+# A network whose steps draw noise, and one that embeds a scale of guidance. The other schedulers
+# are compared in test_schedulers.py, walk by walk.
+QUICK_FOLDERS = ("sdxl-turbo", "LCM")
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", some_of(FOLDERS, QUICK_FOLDERS))
 def test_the_whole_picture_of_a_folder_of_few_steps_is_that_of_diffusers(
     name, tmp_path, monkeypatch
 ):
@@ -125,8 +136,12 @@ FILES: dict[str, tuple[str, dict[str, Any], int]] = {
 }  # fmt: skip
 
 
+# What names say is in test_names_say_how_a_file_is_sampled.
+QUICK_FILES = ("sdxl_lightning_1step_unet_x0.safetensors", "lcm-lora-sdxl.safetensors")
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", some_of(FILES, QUICK_FILES))
 def test_the_whole_picture_of_a_file_in_a_folder_is_that_of_diffusers(
     name, base, tmp_path, monkeypatch
 ):
@@ -162,6 +177,7 @@ def test_the_whole_picture_of_a_file_in_a_folder_is_that_of_diffusers(
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 def test_stable_diffusion_3_5_turbo_draws_the_picture_of_diffusers(tmp_path):
     import torch
 
@@ -186,8 +202,7 @@ def test_stable_diffusion_3_5_turbo_draws_the_picture_of_diffusers(tmp_path):
 
 @pytest.mark.parity
 def test_in_bfloat16_kernels_and_text_encoders_take_half_the_memory(base):
-    how = {"seed": SEED, "num_steps": 2, "guidance_scale": 1.0}
-    whole, half = (diffjax.from_pretrained(base, dtype=x) for x in ("float32", "bfloat16"))
+    half = diffjax.from_pretrained(base, dtype="bfloat16")
     for path, leaf in jax.tree_util.tree_leaves_with_path(half.params):
         assert leaf.dtype == (jnp.bfloat16 if path[-1].key == "kernel" else jnp.float32)
     condition: Any = half.parts.wired.condition
@@ -195,6 +210,13 @@ def test_in_bfloat16_kernels_and_text_encoders_take_half_the_memory(base):
     assert {leaf.dtype for leaf in jax.tree.leaves(encoder.loaded.params)} == {
         jnp.dtype(jnp.bfloat16)
     }
+
+
+@pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
+def test_a_picture_in_bfloat16_is_near_that_in_float32(base):
+    how = {"seed": SEED, "num_steps": 2, "guidance_scale": 1.0}
+    whole, half = (diffjax.from_pretrained(base, dtype=x) for x in ("float32", "bfloat16"))
     near, far = (model.sample(PROMPT, **how) for model in (half, whole))
     assert np.abs(near - far).mean() < 0.1 * far.std()
 
@@ -240,8 +262,11 @@ def test_names_say_how_a_file_is_sampled():
         (["sdxl-turbo", "lcm-lora-sdxl.safetensors"], 4, "LCMScheduler"),
         (["sd", "Hyper-SD15-8steps-lora.safetensors"], 8, "DDIMScheduler"),
         (["sd-turbo"], 4, None),
+        (["stable-diffusion-3.5-large-turbo"], 4, None),
     ):
         found = few_steps(names)
         assert found is not None
         assert (found.num_steps, found.scheduler.get("_class_name")) == (num_steps, scheduler)
+    for name, (scheduler, changes, num_steps) in FILES.items():
+        assert few_steps([name]) == (num_steps, {"_class_name": scheduler, **changes})
     assert few_steps(["sdxl-base", "", "turbocharged_style.safetensors"]) is None

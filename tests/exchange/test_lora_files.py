@@ -155,7 +155,13 @@ def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tuned, eval
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        pytest.param(x, marks=() if x == "lora" else pytest.mark.thorough(tenth=False))
+        for x in DIALECTS
+    ],
+)
 def test_diffusers_evaluates_flux_with_the_file_as_we_do(dialect, tmp_path):
     """Blocks over one sequence only where diffusers takes other widths than Flux.1's."""
     pytest.importorskip("peft", reason="pip install -e '.[parity]'")
