@@ -19,6 +19,7 @@ from diffjax.sampling.solvers import normal
 from tests.exchange import test_pipelines as pipelines
 from tests.exchange.test_pipelines import FLOW, PROMPT, SIDE, needed
 from tests.exchange.test_schedulers import SD, TRAILING
+from tests.support.witnesses import witnesses
 
 SHAPE = (SIDE // 8, SIDE // 8, 4)
 SEED = 3
@@ -64,12 +65,6 @@ def assert_same(found, expected):
     assert np.abs(found - expected).max() < 2 / 255  # of a range of 2
 
 
-def some_of(names, quick):
-    """All names as parameters, of which only some are in every run of tests of this kind."""
-    rest = pytest.mark.thorough(tenth=False)
-    return [pytest.param(name, marks=() if name in quick else rest) for name in names]
-
-
 def lcm_of(scheduler, entries):
     """Stable Diffusion with a U-Net that embeds a scale of guidance."""
     _, diffusers, _ = needed()
@@ -101,7 +96,7 @@ QUICK_FOLDERS = ("sdxl-turbo", "LCM")
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", some_of(FOLDERS, QUICK_FOLDERS))
+@pytest.mark.parametrize("name", witnesses(FOLDERS, QUICK_FOLDERS))
 def test_the_whole_picture_of_a_folder_of_few_steps_is_that_of_diffusers(
     name, tmp_path, monkeypatch
 ):
@@ -141,7 +136,7 @@ QUICK_FILES = ("sdxl_lightning_1step_unet_x0.safetensors", "lcm-lora-sdxl.safete
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", some_of(FILES, QUICK_FILES))
+@pytest.mark.parametrize("name", witnesses(FILES, QUICK_FILES))
 def test_the_whole_picture_of_a_file_in_a_folder_is_that_of_diffusers(
     name, base, tmp_path, monkeypatch
 ):

@@ -17,6 +17,7 @@ from diffjax.runs.initial import weights_sha256
 from experiments import evaluate, sample
 from tests.exchange.test_pipelines import SIDE, needed, run, stable_diffusion
 from tests.exchange.test_schedulers import SD1
+from tests.support.witnesses import witnesses
 
 LAYERS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -126,14 +127,7 @@ def error(found, expected):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    "dialect",
-    [
-        "kohya",
-        *(
-            pytest.param(x, marks=pytest.mark.thorough(tenth=False))
-            for x in ("peft", "diffusers", "older diffusers")
-        ),
-    ],
+    "dialect", witnesses(["peft", "diffusers", "older diffusers", "kohya"], ["kohya"])
 )
 def test_networks_and_texts_with_two_files_are_those_of_diffusers(dialect, pipe, folder, tmp_path):
     """Unmerged there, by peft; ranks differ, and layers are dense ones and convolutions."""

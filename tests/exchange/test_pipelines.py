@@ -1,6 +1,7 @@
 """Pipelines of diffusers: the whole picture, from folders that it saved and that it loads."""
 
 import shutil
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.flags import cli
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
 from tests.support.tiny_clip import write_tiny_clip
 from tests.support.vocabularies import PIECES
+from tests.support.witnesses import witnesses
 
 PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
 SIDE, LENGTH = 64, 32
@@ -260,24 +262,12 @@ def picture_of(pipe, noise, negative, num_steps):
 
 
 # Their schedulers are compared in test_schedulers.py, walk by walk.
-CROSS = pytest.mark.thorough(tenth=False)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "negative"),
-    [
-        ("SD, DDIM", NEGATIVE),
-        ("SDXL, Euler", None),
-        pytest.param("SD, DDIM", None, marks=CROSS),
-        pytest.param("SDXL, Euler", NEGATIVE, marks=CROSS),
-        *(
-            pytest.param(name, negative, marks=CROSS)
-            for name in CASES
-            if name not in ("SD, DDIM", "SDXL, Euler")
-            for negative in (None, NEGATIVE)
-        ),
-    ],
+    witnesses(product(CASES, (None, NEGATIVE)), [("SD, DDIM", NEGATIVE), ("SDXL, Euler", None)]),
 )
 def test_the_whole_picture_is_that_of_diffusers(name, negative, tmp_path):
     """Same prompt, noise, scheduler and guidance: within 1/255 at every pixel."""
@@ -298,14 +288,7 @@ def test_the_whole_picture_is_that_of_diffusers(name, negative, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "negative"),
-    [
-        ("SD 3.5", NEGATIVE),
-        ("Flux.1 Dev", None),
-        pytest.param("SD 3.5", None, marks=CROSS),
-        pytest.param("Flux.1 Dev", NEGATIVE, marks=CROSS),
-        pytest.param("Flux.1 Schnell", None, marks=CROSS),
-        pytest.param("Flux.1 Schnell", NEGATIVE, marks=CROSS),
-    ],
+    witnesses(product(FLOWS, (None, NEGATIVE)), [("SD 3.5", NEGATIVE), ("Flux.1 Dev", None)]),
 )
 def test_the_whole_picture_of_a_flow_is_that_of_diffusers(name, negative, tmp_path):
     """The picture is not square. Guidance of Flux is embedded, and true with a negative prompt."""
@@ -462,7 +445,7 @@ def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["SD 3.5", pytest.param("Flux.1 Dev", marks=CROSS)])
+@pytest.mark.parametrize("name", witnesses(["SD 3.5", "Flux.1 Dev"], ["SD 3.5"]))
 def test_a_flow_that_is_written_here_has_the_same_weights_there(name, tmp_path):
     """With three text encoders and their tokenizers; equal bit by bit."""
     _, diffusers, _ = needed()
