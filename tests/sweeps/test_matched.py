@@ -135,7 +135,7 @@ def test_the_seeds_of_an_ensemble_are_trained_by_one_call(tmp_path, monkeypatch,
     calls = []
 
     def train_together(configs, folders, commands):
-        calls.append([(config.seed, folder.name) for config, folder in zip(configs, folders, strict=True)])
+        calls.append(list(zip((x.seed for x in configs), (x.name for x in folders), strict=True)))
         raise UserError("not trained")
 
     sweeps_here(monkeypatch)
