@@ -29,7 +29,6 @@ from diffjax.models.dinov2.network import resize_positions
 from diffjax.models.dinov2.published import FAMILY as DINOV2
 from diffjax.models.inception.published import FAMILY as INCEPTION
 from diffjax.pretrained.family import Size
-from tests.support.peers import name_operators
 
 pytestmark = pytest.mark.parity
 torch: Any = None
@@ -271,7 +270,6 @@ class TestInception:
 def pytorch_fid_network(path):
     """pytorch-fid's module with the weights of a file; skips where it is not installed."""
     pytest.importorskip("pytorch_fid", reason="pip install pytorch-fid torchvision")
-    name_operators()
     module = pytest.importorskip("pytorch_fid.inception", reason="torchvision is not installed")
     with pytest.MonkeyPatch.context() as patch:
         # It would fetch its own.
@@ -369,7 +367,6 @@ class TestDinov2:
 
 def transformers_network(registers):
     """A small one of Hugging Face's with random weights; skips where it is not installed."""
-    name_operators()
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
     torch.manual_seed(0)

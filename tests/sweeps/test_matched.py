@@ -18,7 +18,7 @@ from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.sweeps import cells
 from diffjax.sweeps.cells import plan_cells, resolved
-from diffjax.sweeps.sweep import Sweep
+from diffjax.sweeps.sweep import Cost, Sweep
 from diffjax.training.sharding import make_mesh
 from experiments import sweep
 from experiments.flags import cli
@@ -140,6 +140,7 @@ def test_the_seeds_of_an_ensemble_are_trained_by_one_call(tmp_path, monkeypatch,
 
     sweeps_here(monkeypatch)
     monkeypatch.setattr(cells, "train_together", train_together)
+    monkeypatch.setattr(cells, "training_cost", lambda *_, **__: Cost(2, 8, None))
     argv = seeds_together(tmp_path)
     assert cli.run(sweep.main, sweep.FLAGS, usage=sweep.USAGE, argv=argv) == 2
     assert calls == [[(0, "seed=0"), (1, "seed=1")]]
