@@ -66,7 +66,7 @@ def quick(code: str) -> str:
 def use_small_configs() -> None:
     """Configs have a network of one narrow block from now on, and evaluations of one row."""
     for name in ("colours", "digits", "digits_mean_flow"):
-        module = import_module(f"configs.{name}")
+        module: Any = import_module(f"configs.{name}")
         module.get_config = partial(_small, module.get_config)
 
 
