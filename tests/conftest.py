@@ -1,9 +1,19 @@
 """What tests of all rooms share."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.support.peers import name_operators
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Other libraries can be imported beside torchvision, whichever test is the first."""
+    if item.get_closest_marker("parity") and find_spec("torch") and find_spec("torchvision"):
+        name_operators()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from diffjax.models.dinov2.network import dinov2 as dinov2_network
 from diffjax.models.dinov2.network import resize_positions
 from diffjax.models.dinov2.published import FAMILY as DINOV2
 from diffjax.models.inception.published import FAMILY as INCEPTION
-from tests.support.peers import name_operators
+from diffjax.pretrained.family import Size
 
 pytestmark = pytest.mark.parity
 torch: Any = None
@@ -199,6 +199,7 @@ class TestInception:
         for name, found in zip(layers._fields, layers, strict=True):
             assert error(np.asarray(found), fid.expected[name]) < 1e-4
 
+    @pytest.mark.thorough(tenth=False)
     def test_the_extractor_is_as_pytorch_fid(self, fid, fid_extractor):
         theirs = pytorch_fid_network(fid.path)
         with torch.inference_mode():
@@ -269,7 +270,6 @@ class TestInception:
 def pytorch_fid_network(path):
     """pytorch-fid's module with the weights of a file; skips where it is not installed."""
     pytest.importorskip("pytorch_fid", reason="pip install pytorch-fid torchvision")
-    name_operators()
     module = pytest.importorskip("pytorch_fid.inception", reason="torchvision is not installed")
     with pytest.MonkeyPatch.context() as patch:
         # It would fetch its own.
@@ -319,17 +319,20 @@ def authors_positions(learnt, *, registers):
 
 
 class TestDinov2:
-    @pytest.mark.parametrize(("model", "channels"), [("vits14", 1), ("vits14_reg4", 3)])
-    def test_features_are_as_in_torch(self, model, channels, tmp_path):
+    @pytest.mark.parametrize(("registers", "channels"), [(0, 1), (4, 3)])
+    def test_features_are_as_in_torch(self, registers, channels, tmp_path, monkeypatch):
+        """Of a network with the published grid of 37 x 37 positions, and narrow blocks."""
+        model = "tiny"
+        sizes = {"width": 32, "depth": 2, "num_heads": 4, "num_registers": registers}
+        monkeypatch.setitem(DINOV2.sizes, model, Size(sizes, 0, sha256="0" * 64))  # type: ignore
         images, w, variant = levels(3, 40, channels), Weights(0), DINOV2.size(model)
-        registers = variant.num_registers > 0
         with torch.inference_mode():
             pixels = np.stack([pillow(image) for image in images])
             pixels = (to_torch(pixels) - torch.tensor(dinov2.MEAN)[:, None, None]) / (
                 torch.tensor(dinov2.STD)[:, None, None]
             )
             expected = dino_network(
-                w, pixels, variant, lambda p: authors_positions(p, registers=registers)
+                w, pixels, variant, lambda p: authors_positions(p, registers=registers > 0)
             )
         path, sha256 = w.save(tmp_path / "w.pth")
         extractor = dinov2_features(path, model, sha256, batch_size_images=3)
@@ -364,7 +367,6 @@ class TestDinov2:
 
 def transformers_network(registers):
     """A small one of Hugging Face's with random weights; skips where it is not installed."""
-    name_operators()
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
     torch.manual_seed(0)

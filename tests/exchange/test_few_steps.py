@@ -19,6 +19,7 @@ from diffjax.sampling.solvers import normal
 from tests.exchange import test_pipelines as pipelines
 from tests.exchange.test_pipelines import FLOW, PROMPT, SIDE, needed
 from tests.exchange.test_schedulers import SD, TRAILING
+from tests.support.witnesses import witnesses
 
 SHAPE = (SIDE // 8, SIDE // 8, 4)
 SEED = 3
@@ -89,8 +90,13 @@ FOLDERS: dict[str, tuple[Any, str, dict[str, Any], int, dict[str, Any], dict[str
 """The maker, its scheduler, the steps, what diffusers is called with, and `from_pretrained`."""
 
 
+# A network whose steps draw noise, and one that embeds a scale of guidance. The other schedulers
+# are compared in test_schedulers.py, walk by walk.
+QUICK_FOLDERS = ("sdxl-turbo", "LCM")
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", witnesses(FOLDERS, QUICK_FOLDERS))
 def test_the_whole_picture_of_a_folder_of_few_steps_is_that_of_diffusers(
     name, tmp_path, monkeypatch
 ):
@@ -125,8 +131,12 @@ FILES: dict[str, tuple[str, dict[str, Any], int]] = {
 }  # fmt: skip
 
 
+# What names say is in test_names_say_how_a_file_is_sampled.
+QUICK_FILES = ("sdxl_lightning_1step_unet_x0.safetensors", "lcm-lora-sdxl.safetensors")
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", witnesses(FILES, QUICK_FILES))
 def test_the_whole_picture_of_a_file_in_a_folder_is_that_of_diffusers(
     name, base, tmp_path, monkeypatch
 ):
@@ -162,6 +172,7 @@ def test_the_whole_picture_of_a_file_in_a_folder_is_that_of_diffusers(
 
 
 @pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
 def test_stable_diffusion_3_5_turbo_draws_the_picture_of_diffusers(tmp_path):
     import torch
 
@@ -186,8 +197,7 @@ def test_stable_diffusion_3_5_turbo_draws_the_picture_of_diffusers(tmp_path):
 
 @pytest.mark.parity
 def test_in_bfloat16_kernels_and_text_encoders_take_half_the_memory(base):
-    how = {"seed": SEED, "num_steps": 2, "guidance_scale": 1.0}
-    whole, half = (diffjax.from_pretrained(base, dtype=x) for x in ("float32", "bfloat16"))
+    half = diffjax.from_pretrained(base, dtype="bfloat16")
     for path, leaf in jax.tree_util.tree_leaves_with_path(half.params):
         assert leaf.dtype == (jnp.bfloat16 if path[-1].key == "kernel" else jnp.float32)
     condition: Any = half.parts.wired.condition
@@ -195,6 +205,13 @@ def test_in_bfloat16_kernels_and_text_encoders_take_half_the_memory(base):
     assert {leaf.dtype for leaf in jax.tree.leaves(encoder.loaded.params)} == {
         jnp.dtype(jnp.bfloat16)
     }
+
+
+@pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
+def test_a_picture_in_bfloat16_is_near_that_in_float32(base):
+    how = {"seed": SEED, "num_steps": 2, "guidance_scale": 1.0}
+    whole, half = (diffjax.from_pretrained(base, dtype=x) for x in ("float32", "bfloat16"))
     near, far = (model.sample(PROMPT, **how) for model in (half, whole))
     assert np.abs(near - far).mean() < 0.1 * far.std()
 
@@ -240,8 +257,11 @@ def test_names_say_how_a_file_is_sampled():
         (["sdxl-turbo", "lcm-lora-sdxl.safetensors"], 4, "LCMScheduler"),
         (["sd", "Hyper-SD15-8steps-lora.safetensors"], 8, "DDIMScheduler"),
         (["sd-turbo"], 4, None),
+        (["stable-diffusion-3.5-large-turbo"], 4, None),
     ):
         found = few_steps(names)
         assert found is not None
         assert (found.num_steps, found.scheduler.get("_class_name")) == (num_steps, scheduler)
+    for name, (scheduler, changes, num_steps) in FILES.items():
+        assert few_steps([name]) == (num_steps, {"_class_name": scheduler, **changes})
     assert few_steps(["sdxl-base", "", "turbocharged_style.safetensors"]) is None

@@ -21,6 +21,7 @@ from tests.models.test_mmdit import condition, params_of
 from tests.models.test_mmdit import network_of as mmdit_of
 from tests.models.test_stable_diffusion import SMALL, drawn
 from tests.references import mmdit
+from tests.support.witnesses import witnesses
 
 LORA = LoraLayers(rank=2, alpha=5.0)
 
@@ -155,7 +156,7 @@ def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tuned, eval
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", witnesses(DIALECTS, ["lora"]))
 def test_diffusers_evaluates_flux_with_the_file_as_we_do(dialect, tmp_path):
     """Blocks over one sequence only where diffusers takes other widths than Flux.1's."""
     pytest.importorskip("peft", reason="pip install -e '.[parity]'")

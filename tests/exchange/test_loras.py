@@ -1,8 +1,10 @@
 """LoRA files of pipelines: the network and the texts are those of diffusers with peft."""
 
 import json
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from diffjax.runs.initial import weights_sha256
 from experiments import evaluate, sample
 from tests.exchange.test_pipelines import SIDE, needed, run, stable_diffusion
 from tests.exchange.test_schedulers import SD1
+from tests.support.witnesses import witnesses
 
 LAYERS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -110,8 +113,9 @@ def outputs(pipe, model, seed=0):
         ).sample.numpy()
         theirs_of_text = pipe.text_encoder.double()(tokens.input_ids).last_hidden_state.numpy()
     cond = TokenStates(states, np.ones((2, 7), bool), np.zeros((2, 0), np.float32))
-    ours = model.parts.wired.network.apply(
-        {"params": model.params}, x, jnp.asarray(times), cond, train=False
+    network = model.parts.wired.network
+    ours = jax.jit(partial(network.apply, train=False))(
+        {"params": model.params}, x, jnp.asarray(times), cond
     )
     encoded = model.parts.wired.condition.parse(texts).states
     return (theirs.transpose(0, 2, 3, 1), theirs_of_text), (ours, encoded)
@@ -122,7 +126,9 @@ def error(found, expected):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("dialect", ["peft", "diffusers", "older diffusers", "kohya"])
+@pytest.mark.parametrize(
+    "dialect", witnesses(["peft", "diffusers", "older diffusers", "kohya"], ["kohya"])
+)
 def test_networks_and_texts_with_two_files_are_those_of_diffusers(dialect, pipe, folder, tmp_path):
     """Unmerged there, by peft; ranks differ, and layers are dense ones and convolutions."""
     needed()

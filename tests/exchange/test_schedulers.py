@@ -26,6 +26,7 @@ from diffjax.sampling.sample import Recipe, sample, with_condition
 from diffjax.sampling.solvers import normal
 from diffjax.spec import build
 from tests.support.compiling import FAST
+from tests.support.witnesses import witnesses
 
 SD = {
     "beta_schedule": "scaled_linear",
@@ -192,8 +193,17 @@ def with_our_noise(monkeypatch, scheduler, drawn):
     monkeypatch.setattr(module, "randn_tensor", randn_tensor, raising=False)
 
 
+# Each kind of scheduler, target, spacing and end at least once.
+QUICK = (
+    "ddim", "ddim of zero snr", "ddim of the cosine table", "pndm", "euler leading",
+    "euler karras", "euler trailing of x0 in one step", "dpmpp_2m leading",
+    "dpmpp_2m karras of zero snr", "dpmpp of order 3", "unipc", "lms",
+    "euler ancestral trailing", "lcm", "tcd of any number of steps", "flow match",
+)  # fmt: skip
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", witnesses(CASES, QUICK))
 def test_walks_are_those_of_diffusers(name, monkeypatch):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
@@ -250,7 +260,9 @@ def walk_of_diffusers(kind, entries, num_steps, monkeypatch):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FRESH_NOISE)
+@pytest.mark.parametrize(
+    "name", witnesses(FRESH_NOISE, ["ddpm with thresholds", "unclip of a learned variance"])
+)
 def test_walks_with_fresh_noise_are_those_of_diffusers(name, monkeypatch):
     kind, entries, num_steps = FRESH_NOISE[name]
     scheduler, x, _, left = walk_of_diffusers(kind, entries, num_steps, monkeypatch)

@@ -21,6 +21,7 @@ from diffjax.runs.samples.model import Request
 from tests.exchange import test_pipelines as pipelines
 from tests.exchange.test_pipelines import NEGATIVE, NUM_STEPS, PROMPT, SIDE, needed
 from tests.exchange.test_schedulers import SD1
+from tests.support.witnesses import witnesses
 
 _UNET = {"image_shape": (SIDE // 8, SIDE // 8, 4), "num_heads": 4, "num_groups": 32}
 _TINY: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
@@ -140,7 +141,7 @@ def tiny(request, monkeypatch):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("tiny", _TINY, indirect=True)
+@pytest.mark.parametrize("tiny", witnesses(_TINY, ["SDXL"]), indirect=True)
 def test_a_single_file_draws_the_picture_of_its_folder(tiny, tmp_path):
     """With the tokenizer of Stable Diffusion 1 for all; the text of null is that of the folder."""
     make = {"SD 1": pipelines.stable_diffusion, "SD 2": sd2, "SDXL": pipelines.sdxl}[tiny]

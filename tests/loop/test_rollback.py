@@ -22,9 +22,10 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.rollback import ROLLBACKS, Rollbacks, seed_of
 from diffjax.loop.training import Training
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.setup import set_up
-from diffjax.spec import spec
+from diffjax.runs.setup import Setup, set_up
+from diffjax.spec import spec, to_json
 from diffjax.training.nonfinite import NonFinite
+from tests.support.shared_parts import shared_parts
 from tests.support.tiny_network import Tiny
 from tests.support.tiny_run import without_pictures
 from tests.support.trainer import CONFIG, STEPS
@@ -34,8 +35,9 @@ POISON = 9  # a label that no other image has
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
+def _quick(monkeypatch):
     without_pictures(monkeypatch)
+    shared_parts(monkeypatch)
 
 
 class Poisoned(Tiny):
@@ -88,10 +90,21 @@ def config_with(tmp_path, row: int, **changes):
     return config.lock()
 
 
+_SETUPS: dict[str, Setup] = {}
+
+
+def setup_of(config) -> Setup:
+    """One of each config, so that `shared_parts` compiles its step once."""
+    name, data = to_json(config), digits()
+    if name not in _SETUPS:
+        _SETUPS[name] = set_up(config, data.image_shape, data.condition)
+    return _SETUPS[name]
+
+
 def run_steps_of(config, workdir, should_stop=lambda: False):
     """Training without its evaluation."""
     data = digits_with_one(config.data.row)
-    setup = set_up(config, data.image_shape, data.condition)
+    setup = setup_of(config)
     for folder in ("", "samples"):
         (workdir / folder).mkdir(parents=True, exist_ok=True)
     with closing(Checkpoints(workdir / "checkpoints", keep=9)) as store:
@@ -166,11 +179,9 @@ def test_a_run_that_breaks_wherever_it_goes_back_to_ends(tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"not finite in step \d.*rolled back 2 time"):
         run_steps_of(config, workdir)
     assert len(Rollbacks.read(workdir).made) == 2
-    data = digits_with_one()
-    setup = set_up(config, data.image_shape, data.condition)
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     for step in store.steps():
-        state, _ = store.read(step, setup.abstract)
+        state, _ = store.read(step, setup_of(config).abstract)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
     store.close()
     # Where the settings do not allow it again, the same command ends at once in the same way.

@@ -13,6 +13,7 @@ from diffjax.models.autoencoder_kl.published import FAMILY, LDM, OLD_DIFFUSERS, 
 from diffjax.models.unet import GroupNorm
 from diffjax.pretrained.files import write_safetensors
 from tests.references import autoencoder_kl as reference
+from tests.support.witnesses import witnesses
 
 NETWORK = AutoencoderKL(**reference.SETTINGS)
 
@@ -134,7 +135,9 @@ def channels_first(x):
 @pytest.mark.parity
 @pytest.mark.usefixtures("diffusers")
 class TestAgainstDiffusers:
-    @pytest.mark.parametrize(("channels", "quant_convs"), [(4, True), (16, False)])
+    @pytest.mark.parametrize(
+        ("channels", "quant_convs"), witnesses([(4, True), (16, False)], [(4, True)])
+    )
     def test_outputs_and_gradients_are_equal(self, channels, quant_convs):
         """On larger images than the stored ones; gradients with respect to inputs and weights.
 

@@ -24,6 +24,7 @@ from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.folders import write_folder
 from tests.models.test_families import drawn
 from tests.references import mmdit
+from tests.support.witnesses import witnesses
 
 
 def condition(given: mmdit.Inputs, mask: Any = None) -> dict[str, Any]:
@@ -303,7 +304,9 @@ def test_sizes_have_the_published_numbers_of_parameters():
     assert round(FLUX2.sizes["FLUX.2-dev"].num_parameters / 1e9) == 32
 
 
-@pytest.fixture(scope="module", params=mmdit.CASES)
+@pytest.fixture(
+    scope="module", params=witnesses(mmdit.CASES, ["SD3.5", "Flux.1 dev", "Flux.2 dev"])
+)
 def case(request):
     pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
     return request.param, *mmdit.theirs(request.param)
@@ -311,7 +314,7 @@ def case(request):
 
 @pytest.mark.parity
 class TestAgainstDiffusers:
-    @pytest.mark.parametrize("train", [False, True])
+    @pytest.mark.parametrize("train", witnesses([False, True], [True]))
     def test_outputs_and_gradients_are_equal(self, case, train):
         """By inputs and all parameters, of unlike times; in float64 there."""
         torch = pytest.importorskip("torch")

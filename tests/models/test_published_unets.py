@@ -29,6 +29,7 @@ from diffjax.sampling.sample import sample
 from diffjax.training.flops import matrix_flops
 from tests.references import unets as reference
 from tests.support import persistent_pickles as pickles
+from tests.support.witnesses import witnesses
 
 ADM = {
     "image_shape": reference.IMAGES.shape[1:],
@@ -367,7 +368,7 @@ def test_a_filter_of_odd_length_and_an_unknown_name_are_refused():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("num_classes", [0, NUM_CLASSES])
+@pytest.mark.parametrize("num_classes", witnesses([0, NUM_CLASSES], [NUM_CLASSES]))
 def test_ddpm_in_a_folder_is_that_of_diffusers(num_classes, tmp_path):
     """Outputs, and gradients with respect to images and parameters, at unlike times."""
     torch = pytest.importorskip("torch")

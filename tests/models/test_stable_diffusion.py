@@ -16,6 +16,7 @@ from diffjax.models.unet import Embedding, Transformers, UNet
 from diffjax.pretrained import folders
 from diffjax.pretrained.files import write_safetensors
 from tests.references import unets as reference
+from tests.support.witnesses import witnesses
 
 SMALL: dict[str, Any] = {
     "image_shape": (8, 12, 4),
@@ -108,7 +109,7 @@ def error(found, expected):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", witnesses(CASES, ["SDXL", "SD1 inpainting"]))
 def test_outputs_and_gradients_are_those_of_diffusers(name, tmp_path):
     """In training mode, with respect to images, states and parameters; diffusers in float64."""
     torch = pytest.importorskip("torch")

@@ -5,7 +5,8 @@
 
 `NAME.py` is the source: a cell begins with `# %%`, one of text with `# %% [markdown]`. All run in
 one process and one folder, in the order of `NAMES`, so that a run which one of them trains is there
-for the next. A line `num_steps = 400  # in tests: 20` has the second value with `--quick`.
+for the next. A line `num_steps = 400  # in tests: 20` has the second value with `--quick`, and the
+networks of configs have one narrow block.
 """
 
 import argparse
@@ -19,6 +20,9 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +61,20 @@ def cells_of(code: str) -> list[Cell]:
 def quick(code: str) -> str:
     """The same code with the settings of tests."""
     return _QUICK.sub(r"= \1", code)
+
+
+def use_small_configs() -> None:
+    """Configs have a network of one narrow block from now on, and evaluations of one row."""
+    for name in ("colours", "digits", "digits_mean_flow"):
+        module: Any = import_module(f"configs.{name}")
+        module.get_config = partial(_small, module.get_config)
+
+
+def _small(get_config: Callable[..., Any], *arguments: str) -> Any:
+    config = get_config(*arguments)
+    config.model.update(hidden_size=16, depth=1)
+    config.evaluation.update(solvers=(), num_steps=())
+    return config
 
 
 def run(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
@@ -124,6 +142,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("names", nargs="*", default=NAMES)
     args = parser.parse_args(argv)
     sys.path.insert(0, os.getcwd())
+    if args.quick:
+        use_small_configs()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(args.workdir or scratch):
         for name in args.names:
             start, code = time.process_time(), (FOLDER / f"{name}.py").read_text("utf-8")

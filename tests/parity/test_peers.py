@@ -15,7 +15,6 @@ from diffjax.evaluation.scores.distances import frechet_distance, kernel_distanc
 from diffjax.evaluation.scores.inception_score import ScoreSums, inception_score
 from diffjax.evaluation.scores.manifolds import manifold_scores
 from tests.support.later import Later, needs
-from tests.support.peers import name_operators
 
 torch: Any = Later("torch")
 pytestmark = [pytest.mark.parity, needs("torch")]
@@ -23,7 +22,6 @@ pytestmark = [pytest.mark.parity, needs("torch")]
 
 def package(name):
     """A module of another library; skips where it, or what it needs, is not installed."""
-    name_operators()
     how = "pip install -e '.[parity]' && pip install --no-deps torch-fidelity torchvision"
     return pytest.importorskip(name, reason=how)
 

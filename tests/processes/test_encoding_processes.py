@@ -1,9 +1,7 @@
 """`experiments.encode_latents` in processes of its own: killed, and two of them together."""
 
+import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs import SpaceToDepth
 from diffjax.data import digits
-from tests.support.trainer import ENVIRONMENT, ROOT
+from tests.support.trainer import Trainer
 
 HOW = Stored(flips=True, shard_images=20)
 COMMAND = (
@@ -24,16 +22,9 @@ COMMAND = (
 pytestmark = pytest.mark.process
 
 
-def started(folder: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.encode_latents", *COMMAND.split()]
-    return subprocess.Popen(
-        [*command, f"--out={folder}", *flags],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return Trainer(tmp_path_factory.mktemp("outputs"))
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +42,31 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert (folder / "latents.json").read_text() == (whole / "latents.json").read_text()
 
 
-def test_a_killed_process_goes_on_at_its_shard(tmp_path, whole):
+def test_a_killed_process_goes_on_at_its_shard(trainer, tmp_path, whole):
     """Killed twice, after 5 more of 90 shards each, as seen from outside."""
     records = tmp_path / "unfinished/shards"
-    for kill in (1, 2):
-        process = started(tmp_path)
-        while process.poll() is None and len(list(records.glob("*.json"))) < 5 * kill:
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    arguments = [*COMMAND.split(), f"--out={tmp_path}"]
+
+    def encode_until(number: int) -> None:
+        def kill(pids: list[int]) -> None:
+            until = time.monotonic() + 120
+            while time.monotonic() < until and len(list(records.glob("*.json"))) < number:
+                time.sleep(0.002)
+            os.kill(pids[0], signal.SIGKILL)
+
+        ((status, said),) = trainer.start("encode_latents", [arguments], kill)
+        assert status == -signal.SIGKILL, said
+
+    encode_until(5)
+    encode_until(10)
     there = len(list(records.glob("*.json")))
-    process = started(tmp_path)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    ((status, said),) = trainer.start("encode_latents", [arguments])
+    assert status == 0, said
     assert f"going on: {there} of 90 shards are there" in said
     assert_same(tmp_path, whole)
 
 
-def test_two_processes_encode_as_one_does(tmp_path, whole):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    each = [
-        started(
-            tmp_path, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_index={i}"
-        )
-        for i in range(2)
-    ]
-    for process in each:
-        said, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, said
+def test_two_processes_encode_as_one_does(trainer, tmp_path, whole):
+    ended = trainer.together(2, [*COMMAND.split(), f"--out={tmp_path}"], program="encode_latents")
+    assert [status for status, _ in ended] == [0, 0], ended
     assert_same(tmp_path, whole)

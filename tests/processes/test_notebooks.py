@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.pages.notebooks import FOLDER, NAMES, Cell, cells_of, quick, sources
+from tests.support.witnesses import CROSS
 
 ROOT = Path(__file__).parents[2]
+# One that trains, and those that need not. The rest train several runs or sample in many ways.
+QUICK = ("first_model", "your_own_objective", "published_weights")
+REST = tuple(name for name in NAMES if name not in QUICK)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,13 +34,16 @@ def test_cells_are_found_and_settings_replaced():
 
 
 @pytest.mark.process
-def test_all_run_with_the_settings_of_tests(tmp_path):
+@pytest.mark.parametrize(
+    "names", [pytest.param(QUICK, id="quick"), pytest.param(REST, id="rest", marks=CROSS)]
+)
+def test_they_run_with_the_settings_of_tests(names):
     """In one process, on one device, so that what several of them train or compile is made once."""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.pages.notebooks", "--quick"]
+    command = [sys.executable, "-m", "tests.pages.notebooks", "--quick", *names]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3_000:]
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [*NAMES]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [*names]

@@ -26,6 +26,7 @@ from diffjax.training.sharding import batch_sharding, make_mesh, part_of_batch
 from experiments.flags import shared
 from tests.processes.test_faults import left_by
 from tests.support.trainer import CONFIG, STEPS, Trainer
+from tests.support.witnesses import witnesses
 
 # Sums in another order: eight steps of Adam, whose first ones divide by a root near 0.
 RTOL, ATOL = 2e-3, 2e-5
@@ -184,6 +185,7 @@ REASONS = {
 
 
 @pytest.mark.faults
+@pytest.mark.thorough(tenth=False)
 def test_the_first_of_a_pair_dies_and_the_same_commands_end_in_the_bits_of_one_left_alone(
     trainer, setup, pair, tmp_path
 ):
@@ -196,11 +198,15 @@ def test_the_first_of_a_pair_dies_and_the_same_commands_end_in_the_bits_of_one_l
 
 
 @pytest.mark.faults
-def test_one_of_four_dies_and_the_same_commands_go_on(plain, setup, alone_and_plain, tmp_path):
+@pytest.mark.parametrize(("number", "which"), witnesses([(2, 0), (4, 2)], [(2, 0)]))
+def test_one_of_several_dies_and_the_same_commands_go_on(
+    number, which, plain, setup, alone_and_plain, tmp_path
+):
+    """The first of two, which the other asks about it, or the third of four."""
     workdir = tmp_path / "run"
-    end_by_a_kill(plain, workdir, 4, 2)
-    ended = plain.together(4, plain.arguments(workdir))
-    assert [status for status, _ in ended] == [0] * 4, ended
+    end_by_a_kill(plain, workdir, number, which)
+    ended = plain.together(number, plain.arguments(workdir))
+    assert [status for status, _ in ended] == [0] * number, ended
     assert_same_run(workdir, alone_and_plain, setup)
     assert not any("step 8/8" in said for _, said in ended[1:]), "the first alone tells"
 

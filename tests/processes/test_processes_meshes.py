@@ -10,6 +10,7 @@ from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from tests.processes.test_processes import ATOL, RTOL, state_of
 from tests.support.trainer import CONFIG, STEPS, Trainer
+from tests.support.witnesses import witnesses
 
 TWO_STEPS = CONFIG.replace(f'"tiny", {STEPS}, 16', '"tiny", 2, 16').replace(
     "config.checkpoint_every_steps, config.checkpoints_to_keep = 2, 9",
@@ -39,7 +40,7 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("axis", "parts"), CASES.items())
+@pytest.mark.parametrize(("axis", "parts"), witnesses(CASES.items(), [("fsdp", 2)]))
 def test_processes_on_a_mesh_are_one_device(one, axis, parts, tmp_path):
     trainer, setup, expected = one
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1, axis: 2}

@@ -13,7 +13,7 @@ import pytest
 
 @functools.cache
 def name_operators():
-    """Lets torchvision be imported, which torchmetrics and pytorch-fid do where they find it.
+    """Lets torchvision be imported, which transformers, torchmetrics and others do if they find it.
 
     PyPI's is built for CUDA. Beside a torch for CPUs its operators do not load, and its import
     fails for want of their names, which are all that is used here.

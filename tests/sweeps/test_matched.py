@@ -10,18 +10,20 @@ import pytest
 
 from diffjax.conditions import of_classes
 from diffjax.data import digits
+from diffjax.errors import UserError
 from diffjax.loop.device_batches import device_batches
 from diffjax.objectives.base import Progress, conditioned_batch
 from diffjax.process.paths import coeffs, time_of_log_snr
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
+from diffjax.sweeps import cells
 from diffjax.sweeps.cells import plan_cells, resolved
-from diffjax.sweeps.sweep import Sweep
+from diffjax.sweeps.sweep import Cost, Sweep
 from diffjax.training.sharding import make_mesh
 from experiments import sweep
 from experiments.flags import cli
 from tests.support import tiny_config_file
-from tests.support.one_process import Here
+from tests.support.one_process import Here, sweeps_here
 from tests.support.tiny_network import Plain
 
 TINY = {
@@ -113,10 +115,9 @@ def test_a_derivative_through_the_network_is_charged():
     assert int(cells[1].overrides["config.num_steps"]) == round(60 / ratio)
 
 
-@pytest.mark.process
-def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
-    file, folder = tmp_path / "two.py", tmp_path / "two"
+def seeds_together(tmp_path) -> tuple[str, ...]:
+    """The arguments of a sweep of two seeds, which are an ensemble."""
+    file = tmp_path / "two.py"
     shared = {
         "config.batch_size": 8, "config.num_steps": 2, "config.sampling.num_steps": 2,
         "config.evaluation.num_samples": 20,
@@ -127,7 +128,31 @@ def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, monkeypatc
         "from diffjax.sweeps.sweep import Sweep\n\ndef get_sweep():\n"
         f"    return Sweep({config!r}, {{'config.seed': (0, 1)}}, {shared!r})\n"
     )
-    argv = (f"--sweep={file}", f"--workdir={folder}", "--ensemble=2")
+    return f"--sweep={file}", f"--workdir={tmp_path / 'two'}", "--ensemble=2"
+
+
+def test_the_seeds_of_an_ensemble_are_trained_by_one_call(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def train_together(configs, folders, commands):
+        calls.append(list(zip((x.seed for x in configs), (x.name for x in folders), strict=True)))
+        raise UserError("not trained")
+
+    sweeps_here(monkeypatch)
+    monkeypatch.setattr(cells, "train_together", train_together)
+    monkeypatch.setattr(cells, "training_cost", lambda *_, **__: Cost(2, 8, None))
+    argv = seeds_together(tmp_path)
+    assert cli.run(sweep.main, sweep.FLAGS, usage=sweep.USAGE, argv=argv) == 2
+    assert calls == [[(0, "seed=0"), (1, "seed=1")]]
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert failed == [f"failed: seed={i}: not trained; see its output.txt" for i in (0, 1)]
+
+
+@pytest.mark.process
+@pytest.mark.thorough(tenth=False)
+def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
+    folder, argv = tmp_path / "two", seeds_together(tmp_path)
     assert cli.run(sweep.main, sweep.FLAGS, usage=sweep.USAGE, argv=argv) == 0, capsys.readouterr()
     runs = [json.loads((folder / f"seed={seed}" / "run.json").read_text()) for seed in (0, 1)]
     assert [run["ensemble"]["members"] for run in runs] == [2, 2]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from diffjax.sweeps.sweep import Cost, Sweep
 from experiments import sweep
 from experiments.flags import cli
 from tests.support import tiny_config_file
-from tests.support.one_process import Here
+from tests.support.one_process import Here, sweeps_here
 
 SWEEP = """
 from diffjax.sweeps.sweep import Sweep
@@ -238,7 +239,10 @@ def test_what_somebody_put_into_a_begun_sweep_is_refused(
 
 
 @pytest.mark.process
-def test_a_sweep_is_a_folder_of_runs_and_a_table(tiny_file, planned_here, tmp_path, capsys):
+def test_a_sweep_is_a_folder_of_runs_and_a_table(
+    tiny_file, planned_here, tmp_path, capsys, monkeypatch
+):
+    """Its worker and its training are processes."""
     folder = tmp_path / "sweep"
     assert run(f"--sweep={tiny_file}", f"--workdir={folder}") == 0
     table = capsys.readouterr().out
@@ -251,7 +255,11 @@ def test_a_sweep_is_a_folder_of_runs_and_a_table(tiny_file, planned_here, tmp_pa
     assert any(row[:6] == verdict and row[6].startswith("heun, NFE 6; 2 steps") for row in rows)
     assert [row[:2] for row in rows if row[0] == "ddim"] == [["ddim", "4"]]
     assert ["heun", "6", own] in rows
+    command = shlex.split(json.loads((folder / "flow" / "run.json").read_text())["command"])
+    assert command[:3] == ["python", "-m", "experiments.train"]
+    assert command[-1] == f"--workdir={folder / 'flow'}"
     # A cell that can't go on is named; nothing of it is lost.
+    sweeps_here(monkeypatch)
     (folder / "flow" / "config.json").write_text("{}")
     assert run(f"--sweep={tiny_file}", f"--workdir={folder}") == 2
     assert "failed: flow" in capsys.readouterr().err

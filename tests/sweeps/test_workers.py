@@ -1,6 +1,7 @@
 """Workers: who takes what, what they write, and what is left when they are killed."""
 
 import json
+import multiprocessing
 import os
 import random
 import shlex
@@ -177,6 +178,31 @@ def test_what_a_dead_process_held_is_free(tmp_path):
         assert locks is not None
         with taken(UNITS[0], tmp_path) as again:
             assert again is None
+
+
+@pytest.mark.process
+def test_what_a_killed_worker_had_begun_another_worker_trains(tmp_path):
+    """A worker that is a process; its trainings only write that they began."""
+
+    def hang(unit, locks, should_stop):
+        time.sleep(600)
+
+    killed = multiprocessing.get_context("fork").Process(target=worked, args=(tmp_path, hang))
+    killed.start()
+    try:
+        wait_until(lambda: status(tmp_path, CELLS[0]).get("state") == "running")
+        ran = []
+        worked(tmp_path, on(tmp_path, failing(ran=ran)))
+        assert ran == [cell.name for cell in CELLS[1:]]
+        assert busy(tmp_path / CELLS[0].name)
+    finally:
+        killed.kill()
+        killed.join()
+    worked(tmp_path, on(tmp_path, failing(ran=ran)))
+    assert Counter(ran) == Counter(cell.name for cell in CELLS)
+    found = [status(tmp_path, cell) for cell in CELLS]
+    assert {one["state"] for one in found} == {"done"}
+    assert [one["attempts"] for one in found] == [2] + [1] * (len(CELLS) - 1)
 
 
 def test_a_unit_with_one_cell_taken_is_taken_and_leaves_the_others_free(tmp_path):
@@ -459,8 +485,10 @@ def kill_somebody(folder, rng, is_over):
 
 
 @pytest.mark.process
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="knows processes by /proc")
 def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, tmp_path):
+    """Commands, workers and trainings as a user starts them."""
     folder, rng = tmp_path / "sweep", random.Random(0)
     cells = cells_of(file)
     one = start(file, folder)
