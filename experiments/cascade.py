@@ -66,10 +66,7 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "base")
     if not args.then:
         raise UserError("--then is missing: the run that enlarges the samples of --base")
-    opened = []
-    for text in (args.base, *args.then):
-        with progress(f"reading {text}"):
-            opened.append(stage_of(text, args.allowed_packages))
+    opened = [stage_of(text, args.allowed_packages) for text in (args.base, *args.then)]
     (base, _), (last, _) = opened[0], opened[-1]
     cascade = Cascade([stage for _, stage in opened])
     labels = labels_in_mix(base, args.num_samples)
@@ -133,7 +130,8 @@ def stage_of(text: str, allowed_packages: list[str]) -> tuple[Run, Stage]:
         allowed = ("diffjax", *allowed_packages)
         run = diffjax.load(place, weights=weights, allowed_packages=allowed)
     else:
-        run = diffjax.from_pretrained(place)
+        with progress(f"reading {place}"):
+            run = diffjax.from_pretrained(place)
     recipe = named_recipe(run, Chosen(**found)).recipe
     stage = Stage(run.model(weights), recipe, level, place)
     check_recipe(recipe, run.parts.wired)

@@ -83,14 +83,15 @@ def main(args: SimpleNamespace) -> None:
     # As many again to test the found grids, with the same labels.
     labels, wired = np.concatenate([labels, labels]), run.parts.wired
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
-    search = prepare(
-        run.model(args.weights),
-        named.recipe,
-        teacher,
-        Request(samples.condition, args.seed, samples.source),
-        num_candidates=args.num_candidates,
-        batch_size=args.batch_size,
-    )
+    with progress("sampling accurately and measuring the error of each jump between two times"):
+        search = prepare(
+            run.model(args.weights),
+            named.recipe,
+            teacher,
+            Request(samples.condition, args.seed, samples.source),
+            num_candidates=args.num_candidates,
+            batch_size=args.batch_size,
+        )
     how = {
         "solver": named.solver,
         "path": type(run.parts.wired.path).__name__,

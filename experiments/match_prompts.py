@@ -86,8 +86,7 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     scales = [_scale(text) for text in args.guidance_scales]
     packages = ("diffjax", *args.allowed_packages)
-    with progress(f"reading {args.workdir}"):
-        run = load(args.workdir, step=args.step, weights=args.weights, allowed_packages=packages)
+    run = load(args.workdir, step=args.step, weights=args.weights, allowed_packages=packages)
     out = Path(args.workdir) / "match"
     make_writable(out)
     with progress(f"reading {args.pictures}"):

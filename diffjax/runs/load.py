@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
+from diffjax.host.progress import progress
 from diffjax.host.run_files import metrics_arrays, read_metrics
 from diffjax.pretrained.lora import Lora
 from diffjax.runs import workdirs
@@ -513,15 +514,16 @@ def load(
             "diffjax.training.sharding.make_mesh makes one"
         )
     workdir = Path(workdir)
-    parts = workdirs.read_parts(workdir, allowed_packages, mesh)
-    name = weights or parts.config.weights
-    kept = name in (LIVE, *parts.abstract.ema)
-    with workdirs.version_told(workdir):
-        wanted = parts.abstract.only(name if kept else None)
-        folder, state, meta = _restored(workdir, step, wanted)
-    known = {name: state.weights(name)} if kept else {}
-    saved = Saved(folder, meta["step"], parts.abstract, known)
-    saved.weights(name)  # One that was made after training is read, any other one is refused.
+    with progress(f"reading {workdir}"):
+        parts = workdirs.read_parts(workdir, allowed_packages, mesh)
+        name = weights or parts.config.weights
+        kept = name in (LIVE, *parts.abstract.ema)
+        with workdirs.version_told(workdir):
+            wanted = parts.abstract.only(name if kept else None)
+            folder, state, meta = _restored(workdir, step, wanted)
+        known = {name: state.weights(name)} if kept else {}
+        saved = Saved(folder, meta["step"], parts.abstract, known)
+        saved.weights(name)  # One that was made after training is read, any other one is refused.
     with parts.config.unlocked():
         parts.config.weights = name
     return Run(parts, saved, workdir, _reader(mesh))
