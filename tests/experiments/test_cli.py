@@ -307,7 +307,7 @@ from diffjax.kinds import Positive
 
 @dataclass(frozen=True)
 class Bump:
-    width: Positive[float] = 2.0
+    width: Positive[float] = 2
 
     def __call__(self, coeffs, mix):
         return self.width
@@ -315,19 +315,19 @@ class Bump:
 
 
 def test_a_part_of_ones_own_is_named_on_the_command_line(configs, tmp_path, monkeypatch):
-    """Its fields are flags with their types and ranges."""
+    """Its fields are flags with the types and ranges of their annotations."""
     (tmp_path / "bumps_of_ones_own.py").write_text(PART)
     monkeypatch.syspath_prepend(tmp_path)
     digits = str(ROOT / "configs" / "digits.py")
     config = config_files.load(f"{digits}:weight=bumps_of_ones_own:Bump")
     assert config.name == "digits-bumps_of_ones_own-Bump"
     width = "config.objective.weight.width"
-    setting = config_files.override(config, {width: "3"})[width]
-    assert build(config.objective.weight).width == 3.0
+    setting = config_files.override(config, {width: "2.5"})[width]
+    assert build(config.objective.weight).width == 2.5
     with pytest.raises(UserError, match=f"{width} expects float, got 'wide'"):
         setting.parse("wide")
     setting.set(setting.parse("-1"))
-    with pytest.raises(UserError, match=r"width=-1.0 must be above 0, like 2.0"):
+    with pytest.raises(UserError, match=r"width=-1.0 must be above 0, like 2"):
         build(config.objective.weight)
     for wrong, said in {
         "bumps_of_ones_own:Bmp": "bumps_of_ones_own has no 'Bmp'; did you mean 'Bump'",
