@@ -115,19 +115,14 @@ def complaint(name: str, value: Any, declared: Any, allowed: Range = FINITE) -> 
 
 
 def with_fractions(value: Any, declared: Any) -> Any:
-    """A value with whole numbers as floats where the annotation has float alone.
+    """A value, as a float if it is a whole number and the annotation has float alone.
 
     A setting has the type of its default: `width: float = 2` is to take 2.5 as well.
 
     Example:
         >>> with_fractions(2, Decay[float]), with_fractions(2, int | None)
         (2.0, 2)
-        >>> with_fractions((1, 2), tuple[float, ...])
-        (1.0, 2.0)
     """
-    inner = get_args(declared)
-    if get_origin(declared) is tuple and isinstance(value, tuple) and inner[1:] == (...,):
-        return tuple(with_fractions(each, inner[0]) for each in value)
     return float(value) if type(value) is int and _numbers_in(declared) == {float} else value
 
 
