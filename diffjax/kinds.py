@@ -114,6 +114,28 @@ def complaint(name: str, value: Any, declared: Any, allowed: Range = FINITE) -> 
     return _class_complaint(name, value, origin or declared)
 
 
+def with_fractions(value: Any, declared: Any) -> Any:
+    """A value, as a float if it is a whole number and the annotation has float alone.
+
+    A setting has the type of its default: `width: float = 2` is to take 2.5 as well.
+
+    Example:
+        >>> with_fractions(2, Decay[float]), with_fractions(2, int | None)
+        (2.0, 2)
+    """
+    return float(value) if type(value) is int and _numbers_in(declared) == {float} else value
+
+
+def _numbers_in(declared: Any) -> set[type]:
+    """Which of int and float an annotation has."""
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin in (Annotated, NotRequired):
+        return _numbers_in(inner[0])
+    if origin in (Union, UnionType):
+        return set().union(*map(_numbers_in, inner))
+    return {kind for kind in (int, float) if declared is kind}
+
+
 def _number_complaint(name: str, value: Any, kind: Any, allowed: Range) -> str | None:
     if isinstance(value, jax.Array):  # Traced, perhaps.
         return None

@@ -30,7 +30,8 @@ def set_axes(
     `.evaluators`, `.trackers`, and the codec of a config of latents; `latents=FOLDER` takes the
     latents in a folder (`experiments.encode_latents`) in the place of the config's images. Choices
     that are not defaults are appended to `config.name`: each choice has its own run folder.
-    Evaluators and trackers are not, because they change nothing of what is trained.
+    Evaluators and trackers are not, because they change nothing of what is trained. A part of one's
+    own is `module:name` in the place of a name, as `weight=my_idea:Bump`.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
@@ -60,7 +61,7 @@ def set_axes(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
     )
     parts = {
-        axis: choices.copy(choose(table, chosen.get(axis, names[axis]), axis))
+        axis: part_called(table, chosen.get(axis, names[axis]), axis)
         for axis, table in choices.AXES.items()
     }
     config.path = parts["path"]
@@ -74,10 +75,10 @@ def set_axes(
         derivative = choices.copy(choose(choices.DERIVATIVES, chosen["derivative"], "derivative"))
         _with_derivative(config.objective, chosen["derivative"]).derivative = derivative
     config.wrappers = tuple(
-        choices.copy(choose(choices.WRAPPERS, name, "wrapper"))
+        part_called(choices.WRAPPERS, name, "wrapper")
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
-    config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
+    config.model = part_called(models, chosen.get("model", model), "model")
     if "latents" in chosen:
         config.data = latents_in(chosen["latents"])
     if "codec" in chosen:
@@ -90,7 +91,7 @@ def set_axes(
     for group, table in (("evaluators", choices.EVALUATORS), ("trackers", choices.TRACKERS)):
         config[group] = ConfigDict(
             {
-                name: spec_at(choose(table, name, group.removesuffix("s")))
+                name: spec_at(name if ":" in name else choose(table, name, group.removesuffix("s")))
                 for name in joined(chosen.get(group, ""))
             }
         )
@@ -98,12 +99,25 @@ def set_axes(
     defaults |= {**names, **_names_of(own)}
     # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
-        chosen[axis].replace("/", "-")
+        re.sub("[/:]", "-", chosen[axis])
         for axis in axes
         if chosen.get(axis, defaults.get(axis)) != defaults.get(axis)
     ]
     config.name = "-".join([config.name, *suffix])
     return {axis: chosen.get(axis, names[axis]) for axis in (*choices.AXES, "wrappers")}
+
+
+def part_called(table: choices.Table, name: str, axis: str) -> ConfigDict:
+    """The spec of a part: the row of a table, or `module:name` of one's own with its defaults.
+
+    Raises:
+        UserError: the table has no such row, or there is no such module or callable in it.
+
+    Example:
+        >>> part_called(choices.WEIGHTS, "diffjax.process.weights:MinSNR", "weight").gamma
+        5.0
+    """
+    return spec_at(name) if ":" in name else choices.copy(choose(table, name, axis))
 
 
 def _with_derivative(loss: ConfigDict, name: str) -> ConfigDict:
@@ -146,13 +160,13 @@ def optimizer_chosen(own: ConfigDict, chosen: Mapping[str, str]) -> ConfigDict:
     config = choices.copy(own)
     name, default = chosen.get("optimizer"), None
     if name and name != names.get("optimizer"):
-        config = choices.copy(choose(choices.OPTIMIZERS, name, "optimizer"))
+        config = part_called(choices.OPTIMIZERS, name, "optimizer")
         for kept in [key for key in ("warmup_steps", "schedule") if key in own]:
             config[kept] = own[kept]
         default = choices.SCHEDULES_OF_OPTIMIZERS.get(name)
     schedule = chosen.get("schedule", default)
     if schedule and schedule != names.get("schedule"):
-        row = choices.copy(choose(choices.SCHEDULES, schedule, "schedule"))
+        row = part_called(choices.SCHEDULES, schedule, "schedule")
         if "schedule" not in config:
             raise UserError(f"schedule={schedule}: {config[TARGET]} takes no schedule")
         config.schedule = row

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import complaint
+from diffjax.kinds import complaint, with_fractions
 
 TARGET = "_target_"
 # The modules of diffjax that a saved config may name: the parts of an experiment. The others write
@@ -76,7 +76,10 @@ def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
     for name in overrides:
         _check_known(location, name, parameters)
     fields = {
-        name: overrides[name] if name in overrides else as_spec(parameter.default)
+        name: with_fractions(
+            overrides[name] if name in overrides else as_spec(parameter.default),
+            parameter.annotation,
+        )
         for name, parameter in parameters.items()
         if name in overrides or parameter.default is not inspect.Parameter.empty
     }

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
+from diffjax.host.progress import progress
 from diffjax.runs.averages import reconstruct
 from experiments.flags import cli
 
@@ -33,7 +34,8 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     cli.require(args, "length")
     allowed = ("diffjax", *args.allowed_packages)
-    made = reconstruct(args.workdir, args.length, args.step, allowed_packages=allowed)
+    with progress("making the average"):
+        made = reconstruct(args.workdir, args.length, args.step, allowed_packages=allowed)
     print(
         f"{made.name}@{made.step} from {made.num_snapshots} snapshots; the error of its weights is "
         f"{100 * made.error:.2g} %"

@@ -8,6 +8,7 @@ and the FLOPs of a sample, counted. The single model has as many steps as cost t
 number is set by --single=RUN,num_steps=5.
 """
 
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import diffjax
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import metrics
 from diffjax.evaluation.image_statistics import Batches
+from diffjax.host.progress import progress
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 from diffjax.runs.measuring.measure import labels_in_mix, own_extractors, reference_of
@@ -46,6 +48,7 @@ flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved configs may name", flag_values=FLAGS
 )
 
+_BATCH = 256
 _SETTINGS = {
     "level": float,
     "solver": str,
@@ -70,21 +73,28 @@ def main(args: SimpleNamespace) -> None:
     cond = base.parts.wired.condition.of_labels(labels)
     if cond is None:
         raise UserError("cascades are compared on classes, and --base has another condition")
-    dataset = last.dataset(args.data_path)
-    reference = reference_of(dataset, own_extractors(last.config, dataset)[0], lambda: None)
-    flops = sum(sample_flops(stage) for stage in cascade.stages)
+    with progress("reading the data"):
+        dataset = last.dataset(args.data_path)
+    with progress("extracting features of the real images"):
+        reference = reference_of(dataset, own_extractors(last.config, dataset)[0], lambda: None)
+    with progress("counting the FLOPs of a sample"):
+        flops = sum(sample_flops(stage) for stage in cascade.stages)
     single = None if args.single is None else _single(args, dataset.picture_shape, flops)
 
     def show(name: str, images: np.ndarray, cost: float, steps: str) -> None:
         batches = Batches.of(np.clip(images, -1, 1))
         real = labels if dataset.num_classes else None
-        found = metrics.compare_each(batches, real, [reference], all_metrics=False)[0]
+        with progress(f"measuring {name}"):
+            found = metrics.compare_each(batches, real, [reference], all_metrics=False)[0]
         accuracy = "" if found["accuracy"] is None else f"{found['accuracy']:8.1%}"
         distance = found["frechet_distance"]["value"]
         print(f"{name:<28} {steps:>8} {cost / 1e6:12.2f} {accuracy:>9} {distance:10.3f}")
 
     print(f"{'':<28} {'steps':>8} {'MFLOPs':>12} {'accuracy':>9} {'Fréchet':>10}")
-    images = cascade.sample(Request(cond, args.seed))
+    batches = len(cascade.stages) * -(-args.num_samples // _BATCH)
+    with progress(f"drawing {args.num_samples} samples of each stage", batches) as drawing:
+        done = itertools.count()
+        images = cascade.sample(Request(cond, args.seed), _BATCH, lambda _: drawing.at(next(done)))
     steps = [stage.recipe.num_steps for stage in cascade.stages]
     shape = (args.num_samples, *images[-1].shape[1:])
     cubic = np.asarray(jax.image.resize(images[0], shape, "cubic"))
@@ -92,7 +102,8 @@ def main(args: SimpleNamespace) -> None:
     show("cascade", images[-1], flops, " + ".join(map(str, steps)))
     if single is not None:
         condition = single.model.wired.condition.of_labels(labels)
-        found = single.model.sample(single.recipe, Request(condition, args.seed))
+        with progress(f"drawing {args.num_samples} samples of one model"):
+            found = single.model.sample(single.recipe, Request(condition, args.seed))
         show("one model", found, sample_flops(single), str(single.recipe.num_steps))
     facts = reference.test_features, args.num_samples, reference.extractor.name
     print(f"{len(facts[0])} test images, {facts[1]} samples, features of {facts[2]}")
@@ -119,7 +130,8 @@ def stage_of(text: str, allowed_packages: list[str]) -> tuple[Run, Stage]:
         allowed = ("diffjax", *allowed_packages)
         run = diffjax.load(place, weights=weights, allowed_packages=allowed)
     else:
-        run = diffjax.from_pretrained(place)
+        with progress(f"reading {place}"):
+            run = diffjax.from_pretrained(place)
     recipe = named_recipe(run, Chosen(**found)).recipe
     stage = Stage(run.model(weights), recipe, level, place)
     check_recipe(recipe, run.parts.wired)

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.exchange import convert
+from diffjax.host.progress import progress
 from experiments.flags import cli, published
 
 FLAGS = flags.FlagValues()
@@ -50,16 +51,17 @@ def main(args: SimpleNamespace) -> None:
     for name in ("from", "to", "out"):
         cli.require(args, name)
     heads = {} if args.num_heads is None else {"num_heads": args.num_heads}
-    lines = convert.convert(
-        vars(args)["from"],
-        args.to,
-        args.out,
-        family=args.family,
-        settings={**published.settings_of(args.network), **heads},
-        part=args.part,
-        file_format=args.format,
-        allowed_packages=("diffjax", *args.allowed_packages),
-    )
+    with progress(f"converting {vars(args)['from']}"):
+        lines = convert.convert(
+            vars(args)["from"],
+            args.to,
+            args.out,
+            family=args.family,
+            settings={**published.settings_of(args.network), **heads},
+            part=args.part,
+            file_format=args.format,
+            allowed_packages=("diffjax", *args.allowed_packages),
+        )
     print("\n".join(lines))
 
 

@@ -4,7 +4,8 @@ r"""Optimise a solver's time grid for a trained model, and store it in the run's
   python -m experiments.evaluate --workdir=runs/digits --solvers=ddim --grids=uniform,found \
       --num_steps=5,10
 
-Writes WORKDIR/grids/SOLVER_N.json, which --grid=found reads. Flags that are not set have the
+Writes WORKDIR/grids/SOLVER_N.json, which --grid=found reads; with --out=OUT OUT/grids, which
+experiments.evaluate --out=OUT reads. Flags that are not set have the
 values of the run's config. Prints the times, and for each grid the root mean square distance
 between its samples and those of an accurate solver, for noise that the search did not use.
 """
@@ -29,11 +30,12 @@ from diffjax.runs.samples.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.spec import build, choose
-from experiments.evaluate import parse_steps
+from experiments.evaluate import of_first_folder, parse_steps
 from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder for the results (--workdir)", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "solver of the grid", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", 64, "samples of the search", lower_bound=1, flag_values=FLAGS)
@@ -63,6 +65,8 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    if args.out is not None:
+        run = of_first_folder(run, args.out)
     chosen = Chosen(
         args.solver,
         guidance_scale=args.guidance_scale,
@@ -79,14 +83,15 @@ def main(args: SimpleNamespace) -> None:
     # As many again to test the found grids, with the same labels.
     labels, wired = np.concatenate([labels, labels]), run.parts.wired
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
-    search = prepare(
-        run.model(args.weights),
-        named.recipe,
-        teacher,
-        Request(samples.condition, args.seed, samples.source),
-        num_candidates=args.num_candidates,
-        batch_size=args.batch_size,
-    )
+    with progress("sampling accurately and measuring the error of each jump between two times"):
+        search = prepare(
+            run.model(args.weights),
+            named.recipe,
+            teacher,
+            Request(samples.condition, args.seed, samples.source),
+            num_candidates=args.num_candidates,
+            batch_size=args.batch_size,
+        )
     how = {
         "solver": named.solver,
         "path": type(run.parts.wired.path).__name__,

@@ -24,6 +24,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.scores.neighbours import COPY_RATIO, nearest_neighbours
 from diffjax.evaluation.scores.prompt_match import Judge, features_of, judge_of, with_copies
 from diffjax.host.files import write_json
+from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.reports.match_page import write_match_page
 from diffjax.reports.pictures import save_png
@@ -88,9 +89,11 @@ def main(args: SimpleNamespace) -> None:
     run = load(args.workdir, step=args.step, weights=args.weights, allowed_packages=packages)
     out = Path(args.workdir) / "match"
     make_writable(out)
-    parts = parts_of(args, run.parts.codec.image_shape(run.parts.wired.image_shape)[0])
+    with progress(f"reading {args.pictures}"):
+        parts = parts_of(args, run.parts.codec.image_shape(run.parts.wired.image_shape)[0])
     seen = parts[SEEN]
-    judge = judge_of(seen.images, seen.captions, seen.attributes)
+    with progress("training the classifiers of real pictures"):
+        judge = judge_of(seen.images, seen.captions, seen.attributes)
 
     begun, rows, counts, drawn = time.process_time(), [], {}, {}
     for scale in scales:
@@ -103,13 +106,17 @@ def main(args: SimpleNamespace) -> None:
             rows.append({"guidance_scale": scale, "part": name, "shares": shares})
             print(f"scale {scale:g}, {name}: {_percents(shares)}", flush=True)
     best = max(scales, key=lambda scale: _shares(rows, scale, SEEN)[_CAPTION])
-    copied = {
-        name: shown(out, name, part, drawn[best, name], seen.images) for name, part in parts.items()
-    }
+    with progress("finding the nearest training pictures"):
+        copied = {
+            name: shown(out, name, part, drawn[best, name], seen.images)
+            for name, part in parts.items()
+        }
+    with progress("judging real pictures"):
+        real = real_shares(judge, parts, args.of)
     result: dict[str, Any] = {
         "rows": rows,
         "counts": counts,
-        "real": real_shares(judge, parts, args.of),
+        "real": real,
         "how": {
             "run": args.workdir,
             "step": run.step,
@@ -144,8 +151,13 @@ def parts_of(args: SimpleNamespace, size: int) -> dict[str, Part]:
 def samples(args: SimpleNamespace, run: Run, part: Part, scale: float) -> np.ndarray:
     """A sample for each prompt of a part."""
     recipe = named_recipe(run, Chosen(args.solver, None, args.num_steps, scale)).recipe
-    request = Request(run.parts.wired.condition.of(part.prompts), args.seed)
-    return np.concatenate([*run.model(args.weights).batches(recipe, request, args.batch_size)])
+    with progress("encoding the prompts"):
+        request = Request(run.parts.wired.condition.of(part.prompts), args.seed)
+    what = f"drawing {len(request)} samples at scale {scale:g}"
+    with progress(what, total=-(-len(request) // args.batch_size)) as drawing:
+        model = run.model(args.weights)
+        begun = lambda number: drawing.at(number - 1)  # noqa: E731
+        return np.concatenate([*model.batches(recipe, request, args.batch_size, begun)])
 
 
 def shown(out: Path, name: str, part: Part, images: np.ndarray, train: np.ndarray) -> float:

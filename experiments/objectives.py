@@ -16,6 +16,7 @@ from absl import flags
 
 from diffjax import choices
 from diffjax.errors import UserError
+from diffjax.host.progress import progress
 from diffjax.performance.objective_costs import cost_table
 from diffjax.reports.objectives_page import write_objectives_page
 from experiments.flags import cli
@@ -31,8 +32,9 @@ def main(args: SimpleNamespace) -> None:
     if args.cost:
         write_costs(Path(args.out))
         return
-    print("computing the effective weights of all objectives: a minute or more", flush=True)
-    print(f"open {write_objectives_page(args.out)}")
+    with progress("computing the effective weights of all objectives, a minute or more"):
+        page = write_objectives_page(args.out)
+    print(f"open {page}")
 
 
 def write_costs(folder: Path) -> None:
@@ -45,7 +47,8 @@ def write_costs(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.touch()
-        table = cost_table(f"objective={name}" for name in choices.OBJECTIVES)
+        with progress("measuring the cost of all objectives"):
+            table = cost_table(f"objective={name}" for name in choices.OBJECTIVES)
         file.write_text(table, "utf-8")
     except OSError as error:
         raise UserError(f"can't write into {folder}: {error.strerror}") from error

@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
+from diffjax.host.progress import progress
 from diffjax.performance.planning import gpus, search
 from diffjax.performance.planning.analytic import model_of
 from diffjax.performance.planning.compiled import PROGRAMS, Needs, expected_data, needs_from
@@ -180,8 +181,10 @@ def _planned(
         on_gpus = topology.chip.platform == "gpu"
         missing = on_gpus and args.cuda is None and find_spec(_CUDA) is None
         if args.analytic or missing or (on_gpus and topology.chip.name not in gpus.GPUS):
-            return model_of(config, topology, program)
-        return in_own_process(config, topology, program, args.cuda if on_gpus else args.libtpu)
+            with progress(f"tracing the program for {topology.name}"):
+                return model_of(config, topology, program)
+        with progress(f"compiling the program for {topology.name}"):
+            return in_own_process(config, topology, program, args.cuda if on_gpus else args.libtpu)
 
     if args.search:
         # Rematerialisation changes nothing without a backward pass.

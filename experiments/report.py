@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
+from diffjax.host.progress import progress
 from diffjax.reports.sweep_page import write_sweep_report
 from experiments.flags import cli
 
@@ -24,7 +25,9 @@ flags.DEFINE_string("out", None, "folder; the sweep's own by default", flag_valu
 def main(args: SimpleNamespace) -> None:
     """Writes the report and prints the path of its page."""
     cli.require(args, "workdir")
-    print(f"open {write_sweep_report(args.workdir, args.out)}")
+    with progress("writing the report"):
+        page = write_sweep_report(args.workdir, args.out)
+    print(f"open {page}")
 
 
 USAGE = __doc__ or ""

@@ -258,7 +258,8 @@ def refined_by(args: SimpleNamespace, run: Run, chosen: Chosen) -> Expert:
     if args.parallel or args.film or (args.workdir is not None and args.pretrained is None):
         raise UserError("--refiner goes with --pretrained, and without --parallel and --film")
     height, width, _ = run.parts.codec.image_shape(run.parts.wired.image_shape)
-    other = diffjax.from_pretrained(args.refiner, image_size=(height, width))
+    with progress(f"reading {args.refiner}"):
+        other = diffjax.from_pretrained(args.refiner, image_size=(height, width))
     condition, _, _ = wanted(other, args.labels, args.num_samples, None)
     recipe = named_recipe(other, chosen).recipe
     check_recipe(recipe, other.parts.wired)

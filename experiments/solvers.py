@@ -22,6 +22,7 @@ from absl import flags
 
 from diffjax import choices, lookup
 from diffjax.errors import UserError
+from diffjax.host.progress import progress
 from diffjax.models.dit import SIZES, DiT
 from diffjax.process.paths import Path as ProcessPath
 from diffjax.process.precond import Meaning
@@ -45,10 +46,11 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "out")
     named = {name: lookup.solver_called(name) for name in choices.SOLVERS}
     path = build(choose(choices.PATHS, args.path, "path"))
-    if args.cost:
-        files = {"cost.md": cost_table(args.batch_size, path, named)}
-    else:
-        files = compare(args.grid, path, named)
+    with progress("measuring the cost or the error of all solvers"):
+        if args.cost:
+            files = {"cost.md": cost_table(args.batch_size, path, named)}
+        else:
+            files = compare(args.grid, path, named)
     folder = Path(args.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

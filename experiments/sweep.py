@@ -37,6 +37,7 @@ from diffjax.comparison.summary import compare_sweep, numbers
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import write_json
 from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
@@ -284,10 +285,14 @@ def checked(sweep: Sweep, most: int) -> Planned:
 
     Building networks occupies the accelerator until the process ends, and trainings need it.
     """
+    cells = len([*sweep.cells()])
     spawn = multiprocessing.get_context("spawn")
     # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
+    with (
+        progress(f"building and checking {cells} cells"),
+        ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool,
+    ):
         return pool.submit(plan_cells, sweep, most).result()
 
 

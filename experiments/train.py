@@ -29,6 +29,7 @@ from diffjax.defaults import seen_too_often, suiting_steps
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import percent, three_digits
 from diffjax.host.processes import is_first
+from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
 from diffjax.loop.loop import prepared, train
@@ -79,7 +80,9 @@ def main(args: SimpleNamespace) -> None:
         print(to_json(config), end="")
         return
     if args.dry_run:
-        print(describe(*prepared(config), workdir, extend=args.extend))
+        with progress("reading the data and checking that all parts fit"):
+            summary = describe(*prepared(config), workdir, extend=args.extend)
+        print(summary)
         return
     if args.compilation_cache is not None:
         cli.keep_compiled_programs(args.compilation_cache)

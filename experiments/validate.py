@@ -4,11 +4,11 @@ r"""Compare runs on held-out images: their error by log-SNR, in the space of any
 
 Runs may differ in path, target, weight and network, but not in data. All are evaluated on the same
 images with the same noise at the same log-SNRs. Prints one table per space and writes
-validation.json to each run's folder.
+validation.json to each run's folder, or to --out.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.host.progress import progress
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.results import file_of
+from diffjax.runs.measuring.results import elsewhere, file_of
 from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.studies.validation import ValidationLoss
@@ -39,7 +39,11 @@ flags.DEFINE_integer("num_images", 500, "number of test images", lower_bound=2, 
 flags.DEFINE_integer("seed", 0, "seed of noise and log-SNRs", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 128, "images per batch", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("out", None, "write a plot to this .png", flag_values=FLAGS)
+flags.DEFINE_string(
+    "out", None, "folder for the results, of several runs with a folder for each (--workdirs)",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string("plot", None, "write a plot to this .png", flag_values=FLAGS)
 flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved configs may name", flag_values=FLAGS
@@ -53,11 +57,12 @@ def main(args: SimpleNamespace) -> None:
     space_path = build(choose(choices.PATHS, args.space_path, "path"))
     if not spaces:
         raise UserError(f"--space is empty; choose from {', '.join(choices.TARGETS)}")
-    if args.out is not None and Path(args.out).suffix != ".png":
-        raise UserError(f"--out={args.out} should end in .png")
+    if args.plot is not None and Path(args.plot).suffix != ".png":
+        raise UserError(f"--plot={args.plot} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
     how = {"step": args.step, "weights": args.weights, "allowed_packages": allowed}
     runs, dataset = load_runs(args.workdirs, args.data_path, **how)
+    places = runs if args.out is None else in_folder(runs, Path(args.out))
     batch = all_examples(dataset.test, args.num_images)
     images = batch["image"]
     losses = {}
@@ -87,10 +92,10 @@ def main(args: SimpleNamespace) -> None:
             "seed": args.seed,
             "space_path": args.space_path,
         }
-        _write(run, provenance | validation.losses_as_json(losses[name]))
-    print(f"validation.json in {', '.join(runs)}")
-    if args.out is not None:
-        _save(Path(args.out), losses)
+        _write(places[name], provenance | validation.losses_as_json(losses[name]))
+    print(f"validation.json in {', '.join(str(each.workdir) for each in places.values())}")
+    if args.plot is not None:
+        _save(Path(args.plot), losses)
 
 
 def load_runs(
@@ -123,6 +128,23 @@ def load_runs(
     if dataset is None:
         raise UserError("--workdirs is empty; set it to folders of runs")
     return runs, dataset
+
+
+def in_folder(runs: Mapping[str, Run], out: Path) -> dict[str, Run]:
+    """The runs with their results in a folder; several of them in folders of their names there.
+
+    Raises:
+        UserError: two have one name, or the folder has another run.
+    """
+    if len(runs) == 1:
+        return {name: elsewhere(run, out) for name, run in runs.items()}
+    names = [run.workdir.resolve().name for run in runs.values()]
+    if len(set(names)) < len(names):
+        raise UserError(f"--out={out}: two of the runs are called {max(names, key=names.count)}")
+    return {
+        place: elsewhere(run, out / name)
+        for (place, run), name in zip(runs.items(), names, strict=True)
+    }
 
 
 def _write(run: Run, content: dict[str, Any]) -> None:

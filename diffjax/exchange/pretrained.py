@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -117,6 +117,8 @@ class Pretrained(Run):
     family: str = ""
     published: Published | None = None
     components: Components = field(default_factory=dict)
+
+    trained_here: ClassVar[bool] = False
 
     @property
     def params(self) -> Any:

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
+from diffjax.host.progress import progress
 from diffjax.host.run_files import metrics_arrays, read_metrics
 from diffjax.pretrained.lora import Lora
 from diffjax.runs import workdirs
@@ -32,6 +33,9 @@ from diffjax.training.averages import Averages
 from diffjax.training.sharding import AXES
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
+
+if TYPE_CHECKING:
+    from diffjax.runs.samples.edits import Edited
 
 BEST = "best"
 """The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
@@ -121,6 +125,9 @@ class Run:
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
     loras: tuple[Lora, ...] = ()
+
+    trained_here: ClassVar[bool] = True
+    """Whether diffjax trained it; false of a published network."""
 
     @property
     def config(self) -> ConfigDict:
@@ -313,6 +320,86 @@ class Run:
             batch_size=batch_size,
         )
 
+    def edit(
+        self,
+        images: np.ndarray | None = None,
+        condition: Any = None,
+        *,
+        task: str = "vary",
+        mask: np.ndarray | None = None,
+        labels: Any = None,
+        prompts: Any = None,
+        strength: float | None = None,
+        method: str | None = None,
+        factor: int = 2,
+        blur: float = 1.0,
+        jump: int = 5,
+        times: int = 3,
+        num_images: int = 10,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance: str | Rule | None = None,
+        against: Any = None,
+        seed: int = 0,
+        weights: str | None = None,
+        data_path: str | None = None,
+    ) -> "Edited":
+        """Edits images as `experiments.edit` does; arguments are its flags, and images are arrays.
+
+            made = run.edit(images, labels=[3], task="inpaint", mask=mask, method="replace")
+            made.images
+
+        Args:
+            images: `[n, H, W, C]` in [-1, 1], or uint8 from 0 to 255, in the size of samples; for
+                `outpaint` they may be smaller. None are `num_images` of the test set with their
+                conditions.
+            condition: what each image is to show, as in `sample`; one or one for each.
+            task: `vary`, `inpaint`, `outpaint`, `upscale`, `deblur`, `colour` or `invert`.
+            mask: of `inpaint`, `[H, W]`: pixels above 0 are made anew. By default the lower half.
+            labels: the same as `condition`, by the name of the flag.
+            prompts: as `labels`.
+            strength: share of the solver's steps in (0, 1]; of `vary` 0.6, else 1.
+            method: `pseudoinverse` or `posterior`; of `inpaint` and `outpaint` `replace`,
+                `repaint` and `fixed_noise` as well.
+            factor: of `upscale`.
+            blur: of `deblur`, in pixels.
+            jump: of `repaint`, the repeated steps.
+            times: of `repaint`, the number of repeats.
+            num_images: of the test set.
+            solver: the rule of a step, as in `sample`; so are the next five.
+            grid: the times of the steps.
+            num_steps: by default 20, or what a published network has.
+            guidance_scale: by default 1 (off), or what a published network has.
+            guidance: how two predictions are combined.
+            against: the source of the second of them, a text or a value.
+            seed: of the noise.
+            weights: `live` or the name of an average.
+            data_path: where the data lie now, if they have moved.
+
+        Returns:
+            `images` (the results), `original`, `observed` and `anew`, and their `difference`.
+
+        Raises:
+            UserError: what the command refuses.
+        """
+        from diffjax.runs.samples import edits
+
+        named = {"condition": condition, "labels": labels, "prompts": prompts}
+        return edits.edit_images(
+            self,
+            images,
+            edits.shown(self, images, named),
+            edits.How(task, strength, method, factor, blur, jump, times),
+            mask=mask,
+            num_images=num_images,
+            data_path=data_path,
+            chosen=Chosen(solver, grid, num_steps, guidance_scale, guidance, against),
+            seed=seed,
+            weights=weights,
+        )
+
     def evaluate(
         self,
         dataset: DataSet | None = None,
@@ -427,15 +514,16 @@ def load(
             "diffjax.training.sharding.make_mesh makes one"
         )
     workdir = Path(workdir)
-    parts = workdirs.read_parts(workdir, allowed_packages, mesh)
-    name = weights or parts.config.weights
-    kept = name in (LIVE, *parts.abstract.ema)
-    with workdirs.version_told(workdir):
-        wanted = parts.abstract.only(name if kept else None)
-        folder, state, meta = _restored(workdir, step, wanted)
-    known = {name: state.weights(name)} if kept else {}
-    saved = Saved(folder, meta["step"], parts.abstract, known)
-    saved.weights(name)  # One that was made after training is read, any other one is refused.
+    with progress(f"reading {workdir}"):
+        parts = workdirs.read_parts(workdir, allowed_packages, mesh)
+        name = weights or parts.config.weights
+        kept = name in (LIVE, *parts.abstract.ema)
+        with workdirs.version_told(workdir):
+            wanted = parts.abstract.only(name if kept else None)
+            folder, state, meta = _restored(workdir, step, wanted)
+        known = {name: state.weights(name)} if kept else {}
+        saved = Saved(folder, meta["step"], parts.abstract, known)
+        saved.weights(name)  # One that was made after training is read, any other one is refused.
     with parts.config.unlocked():
         parts.config.weights = name
     return Run(parts, saved, workdir, _reader(mesh))

@@ -45,6 +45,7 @@ from absl import flags
 from diffjax import choices, config_files
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
+from diffjax.host.progress import progress
 from diffjax.spec import TARGET, build
 from experiments.flags import shared
 
@@ -332,7 +333,8 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
         parsed = _read(flag_values, argv)
         values = {name: parsed[name].value for name in names}
         return SimpleNamespace(**values | {"config": None, "config_name": None, "given": []})
-    config = config_files.load(location, _given(argv))
+    with progress(f"reading {location} and what it names"):
+        config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)
     for name, setting in settings.items():

@@ -147,10 +147,7 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
             if getattr(args, name) not in (None, []) and name != "lora":
                 raise UserError(f"--{name} goes with --pretrained: a run has its own, leave it out")
         allowed = ("diffjax", *args.allowed_packages)
-        with progress(f"reading {args.workdir}"):
-            run = diffjax.load(
-                args.workdir, step=args.step, weights=weights, allowed_packages=allowed
-            )
+        run = diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
         return with_loras(run, _loras(args.lora)) if args.lora else run
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")

@@ -10,6 +10,7 @@ from PIL import Image
 
 import diffjax
 from diffjax.errors import UserError
+from diffjax.runs.samples import edits
 from diffjax.runs.samples.experts import divided
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
@@ -82,10 +83,13 @@ class Edited:
         given = {"task": task, "method": None, "strength": None, "pretrained": self.folder}
         args = SimpleNamespace(**{**given, **self.flags, **flags})
         model = run.model()
-        images, condition, anew = edit._of_files(args, model)
-        edited = edit.Edit(model, recipe, Request(condition, 3), jnp.asarray(images), anew)
+        pixels, condition, mask = edit.files_of(args, model)
+        images, condition, anew = edits.begun_with(model, pixels, condition, task, mask)
+        request = Request(condition, 3)
+        edited = edits.Edit(model, recipe, request, jnp.asarray(images), anew, own=False)
         self.noise = np.array(edited.noise).transpose(0, 3, 1, 2)
-        return model.decoded(np.asarray(edit.TASKS[task](args, edited)[1]))
+        how = edits.How(task, args.strength, args.method)
+        return model.decoded(np.asarray(edits.TASKS[task](how, edited)[1]))
 
     def theirs(self, pipeline, negative=NEGATIVE, masked=True, **how):
         import sys
@@ -342,7 +346,7 @@ def test_a_photo_is_inverted_by_a_published_network_the_better_the_more_steps(tm
     errors = []
     for num_steps in (10, 40):
         recipe = named_recipe(run, Chosen("ddim", num_steps=num_steps, guidance_scale=1.0)).recipe
-        noise, again = edit.invert(SimpleNamespace(), edit.Edit(model, recipe, request, images))
+        noise, again = edits.invert(edits.How("invert"), edits.Edit(model, recipe, request, images))
         errors.append(float(jnp.sqrt(jnp.mean((again - images) ** 2))))
         assert float(jnp.abs(noise - images).mean()) > 0.1
     assert errors[1] < 0.8 * errors[0], errors  # 0.62 of it

@@ -2,7 +2,6 @@
 
 import shutil
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.host.run_files import read_json
+from diffjax.runs.samples import edits
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from experiments import edit, evaluate, sample
@@ -382,8 +382,8 @@ def test_an_edited_image_is_that_of_diffusers(folder, monkeypatch):
     recipe = named_recipe(model, chosen).recipe
     request = Request(condition.parse([PROMPT]), seed=3)
     latents = model.model().encoded(photo)
-    edited = edit.Edit(model.model(), recipe, request, latents)
-    found = edited.model.decoded(np.asarray(edit.vary(SimpleNamespace(strength=0.6), edited)[1]))
+    edited = edits.Edit(model.model(), recipe, request, latents)
+    found = edited.model.decoded(np.asarray(edits.vary(edits.How(strength=0.6), edited)[1]))
 
     def noise(shape, **_):
         return torch.tensor(np.array(request.noise(latents.shape[1:])).transpose(0, 3, 1, 2))

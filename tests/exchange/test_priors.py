@@ -13,12 +13,13 @@ from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.exchange.priors import ImagePrior
 from diffjax.process.paths import Pair
+from diffjax.runs.samples import edits
 from diffjax.runs.samples.model import Request, sample_keys
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.sample import sample as walk
 from diffjax.sampling.sample import starting_noise
 from diffjax.sampling.solvers import normal
-from experiments import edit, sample
+from experiments import sample
 from tests.exchange.test_pipelines import (
     LENGTH,
     PROMPT,
@@ -371,7 +372,6 @@ def test_folders_that_are_written_here_load_in_diffusers_and_draw_the_same(
 def test_an_edited_image_is_that_of_diffusers(prior, decoder, monkeypatch):
     """From 3 of 5 steps on, with the same noise."""
     torch, diffusers, _ = needed()
-    from types import SimpleNamespace
 
     from diffusers.pipelines.kandinsky2_2 import pipeline_kandinsky2_2_img2img as theirs
     from diffusers.schedulers import scheduling_ddpm
@@ -382,8 +382,8 @@ def test_an_edited_image_is_that_of_diffusers(prior, decoder, monkeypatch):
     chosen = Chosen(num_steps=NUM_STEPS, guidance_scale=4.0)
     request = Request(model.parts.wired.condition.parse([PROMPT]), seed=3)
     latents = model.model().encoded(photo)
-    edited = edit.Edit(model.model(), named_recipe(model, chosen).recipe, request, latents)
-    found = edited.model.decoded(np.asarray(edit.vary(SimpleNamespace(strength=0.6), edited)[1]))
+    edited = edits.Edit(model.model(), named_recipe(model, chosen).recipe, request, latents)
+    found = edited.model.decoded(np.asarray(edits.vary(edits.How(strength=0.6), edited)[1]))
 
     noise = Noise(3, (SIDE // 8, SIDE // 8, 4))
     monkeypatch.setattr(theirs, "randn_tensor", lambda shape, **_: noise.start)

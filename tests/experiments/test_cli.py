@@ -2,12 +2,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from absl import flags
 
 from diffjax import config_files
 from diffjax.errors import UserError
+from diffjax.spec import build
+from experiments import announce_imports
 from experiments.flags import cli
 
 ROOT = Path(__file__).parents[2]
@@ -282,10 +285,62 @@ def test_exit_status(capsys):
         cli.run(buggy, no_flags, usage="", argv=[])
 
 
+def test_long_imports_are_announced_until_the_command_line_is_there(monkeypatch):
+    """After 5 s and every 10 s; a module that is being imported has no `run` yet."""
+    waits, lines = [], []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            monkeypatch.setitem(sys.modules, "experiments.flags.cli", cli)
+
+    monkeypatch.setitem(sys.modules, "experiments.flags.cli", ModuleType("half"))
+    announce_imports(sleep, lines.append)
+    assert waits == [5, 10, 10]
+    assert lines == [f"importing JAX and other libraries, {n} s so far" for n in (5, 15)]
+
+
+PART = """
+from dataclasses import dataclass
+
+from diffjax.kinds import Positive
+
+@dataclass(frozen=True)
+class Bump:
+    width: Positive[float] = 2
+
+    def __call__(self, coeffs, mix):
+        return self.width
+"""
+
+
+def test_a_part_of_ones_own_is_named_on_the_command_line(configs, tmp_path, monkeypatch):
+    """Its fields are flags with the types and ranges of their annotations."""
+    (tmp_path / "bumps_of_ones_own.py").write_text(PART)
+    monkeypatch.syspath_prepend(tmp_path)
+    digits = str(ROOT / "configs" / "digits.py")
+    config = config_files.load(f"{digits}:weight=bumps_of_ones_own:Bump")
+    assert config.name == "digits-bumps_of_ones_own-Bump"
+    width = "config.objective.weight.width"
+    setting = config_files.override(config, {width: "2.5"})[width]
+    assert build(config.objective.weight).width == 2.5
+    with pytest.raises(UserError, match=f"{width} expects float, got 'wide'"):
+        setting.parse("wide")
+    setting.set(setting.parse("-1"))
+    with pytest.raises(UserError, match=r"width=-1.0 must be above 0, like 2"):
+        build(config.objective.weight)
+    for wrong, said in {
+        "bumps_of_ones_own:Bmp": "bumps_of_ones_own has no 'Bmp'; did you mean 'Bump'",
+        "nothing_there:Bump": "config names 'nothing_there:Bump', but No module named",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            config_files.load(f"{digits}:weight={wrong}")
+
+
 @pytest.mark.process
 def test_as_a_process():
     script = (
-        "import sys; from absl import flags; from experiments import cli\n"
+        "import sys; from absl import flags; from experiments.flags import cli\n"
         "FLAGS = flags.FlagValues(); cli.define_config(FLAGS)\n"
         "sys.exit(cli.run(lambda args: print(args.config.num_steps), FLAGS, usage=''))"
     )
@@ -313,4 +368,5 @@ def test_help_into_a_pipe_that_somebody_closed_is_no_mistake():
     command = [sys.executable, "-m", "experiments.report", "--help"]
     with os.fdopen(writer, "wb") as pipe:
         ended = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    lines = [x for x in ended.stderr.splitlines() if not x.startswith(b"importing JAX")]
+    assert (ended.returncode, lines) == (0, [])

@@ -1,7 +1,5 @@
 """Editing draws by the route of all samples, and starts where the objective does."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,13 +9,13 @@ from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair
+from diffjax.runs.samples import edits
 from diffjax.runs.samples.model import Model, Programs, Request
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.editing import keep_known
 from diffjax.sampling.sample import Recipe
 from diffjax.training.sharding import make_mesh
 from diffjax.wiring import wire
-from experiments import edit
 
 SHAPE = (8, 8, 1)
 
@@ -39,7 +37,7 @@ def edit_of(wired, num_steps, images=None):
         lambda guided: lambda x, t, cond: Pair(x, jnp.zeros_like(x))
     )
     images = jnp.zeros((4, *SHAPE)) if images is None else images
-    return edit.Edit(model, recipe, Request(np.zeros(4, np.int32), seed=3), images)
+    return edits.Edit(model, recipe, Request(np.zeros(4, np.int32), seed=3), images)
 
 
 def test_editing_starts_at_the_noise_of_the_objective(interpolant):
@@ -62,7 +60,7 @@ def test_variations_start_at_the_noise_of_the_objective(interpolant):
     """Half-way down, at t = 0.45: `0.55·x0` and noise of variance 0.45² + 0.45·0.55."""
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, *SHAPE)), jnp.float32)
     edited = edit_of(interpolant, 2, images)
-    start, made = edit.vary(SimpleNamespace(strength=0.5), edited)
+    start, made = edits.vary(edits.How(strength=0.5), edited)
     noise = edited.request.noise(SHAPE)
     np.testing.assert_allclose(start, 0.55 * images + np.sqrt(0.45) * noise, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(made, start, atol=1e-6)
@@ -72,10 +70,10 @@ def test_variations_start_at_the_noise_of_the_objective(interpolant):
 def test_putting_fresh_noise_on_what_is_known_is_refused_as_a_solver_that_adds_it(
     interpolant, method
 ):
-    args = SimpleNamespace(method=method, strength=None, jump=2, times=2)
+    how = edits.How("inpaint", method=method, jump=2, times=2)
     edited = edit_of(interpolant, 2)._replace(anew=np.ones((1, *SHAPE)))
     with pytest.raises(UserError, match="a solver that adds fresh noise does not suit it"):
-        edit.complete(args, edited)
+        edits.complete(how, edited)
 
 
 def test_and_so_it_is_step_by_step(interpolant):
@@ -90,8 +88,8 @@ def test_known_pixels_with_the_noise_of_the_start_move_on_a_straight_line(interp
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, *SHAPE)), jnp.float32)
     anew = np.zeros((1, *SHAPE))
     anew[:, 5:] = 1
-    args = SimpleNamespace(method="fixed_noise", strength=None)
-    seen, made = edit.complete(args, edit_of(interpolant, 3, images)._replace(anew=anew))
+    how = edits.How("inpaint", method="fixed_noise")
+    seen, made = edits.complete(how, edit_of(interpolant, 3, images)._replace(anew=anew))
     np.testing.assert_array_equal(made[:, :5], images[:, :5])
     np.testing.assert_array_equal(seen[:, 5:], 0.0)
     assert float(jnp.abs(made[:, 5:] - images[:, 5:]).min()) > 0

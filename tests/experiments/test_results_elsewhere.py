@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.reports import run_page
 from diffjax.runs.measuring.results import elsewhere, file_of, keep_earlier
-from experiments import edit, evaluate, sample
+from experiments import edit, evaluate, find_grid, sample
 from experiments.flags import cli, published
 
 
@@ -42,8 +42,10 @@ def test_samples_for_other_programs_are_those_of_the_picture(loaded_once, tmp_pa
 
 
 @pytest.mark.thorough(tenth=False)
-def test_edited_images_are_arrays_too(loaded_once, tmp_path):
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
+def test_edited_images_are_arrays_too(loaded_once, loaded, tmp_path):
+    """And `run.edit` returns those of the command."""
+    picture = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(picture).save(tmp_path / "a.png")
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 6:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -58,6 +60,34 @@ def test_edited_images_are_arrays_too(loaded_once, tmp_path):
         np.testing.assert_allclose(
             saved["images"][:, :, :6], saved["original"][:, :, :6], atol=1e-6
         )
+        named = {"method": "replace", "solver": "ddim", "num_steps": 2}
+        given = picture[None, :, :, None]
+        made = loaded.edit(given, labels=3, task="inpaint", mask=mask, **named)
+        for name in ("images", "original", "observed", "anew"):
+            np.testing.assert_array_equal(getattr(made, name), saved[name], err_msg=name)
+        assert made.difference == pytest.approx(
+            np.sqrt(np.mean((saved["images"] - saved["original"]) ** 2))
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"images": None, "labels": [3]}, "test images have conditions of their own"),
+        ({}, "pass what the images are to show, as labels=\\[3\\]"),
+        ({"labels": [3], "task": "inpant"}, "did you mean 'inpaint'"),
+        ({"labels": [3], "mask": np.ones((8, 8))}, "a mask goes with task=inpaint, not vary"),
+        ({"labels": [3], "task": "inpaint", "mask": np.ones((4, 4))}, "the mask is 4×4, and 8×8"),
+        ({"labels": [3], "task": "inpaint", "mask": np.zeros((8, 8))}, "the mask is 0 all over"),
+        ({"labels": [3], "task": "deblur", "blur": float("nan")}, "blur=nan must be above 0"),
+        ({"labels": [3], "strength": 0.0}, "leaves none"),
+        ({"labels": [33]}, "33"),
+        ({"images": np.zeros((1, 9, 9, 1), "f"), "labels": [3]}, "9"),
+    ],
+)
+def test_what_the_command_refuses_to_edit_python_does_too(loaded, given, said):
+    with pytest.raises(UserError, match=said):
+        loaded.edit(**{"images": np.zeros((1, 8, 8, 1), "f"), **given})
 
 
 @pytest.mark.parametrize(
@@ -123,6 +153,19 @@ def test_results_of_a_run_go_to_another_folder(loaded_once, loaded, tmp_path, mo
     (out / "config.json").write_text("{}")
     with pytest.raises(UserError, match="out has another run, or its results"):
         elsewhere(loaded, out)
+
+
+def test_found_grids_go_to_another_folder(loaded_once, tmp_path, monkeypatch, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in loaded_once.iterdir()}
+    monkeypatch.setattr(find_grid, "prepare", lambda *args, **how: None)
+    found = {"times": [1.0, 0.0], "end_errors": {"uniform": 0.1}}
+    monkeypatch.setattr(find_grid, "find", lambda *args: found)
+    how = ["--solver=ddim", "--num_steps=1", f"--out={tmp_path / 'out'}"]
+    assert run(find_grid, f"--workdir={loaded_once}", *how) == 0
+    file = tmp_path / "out" / "grids" / "ddim_1.json"
+    assert f"{file}: 1, 0" in capsys.readouterr().out
+    assert json.loads(file.read_text())["times"] == [1.0, 0.0]
+    assert {path.name: path.stat().st_mtime_ns for path in loaded_once.iterdir()} == before
 
 
 def test_each_step_keeps_its_evaluation_and_the_page_draws_them(workdir):

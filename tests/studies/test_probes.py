@@ -118,7 +118,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.thorough
-def test_the_command_on_a_trained_run(copy_of_run, capsys):
+def test_the_command_on_a_trained_run(copy_of_run, tmp_path, capsys):
     folder = copy_of_run
     arguments = [f"--workdir={folder}", "--num_images=32", "--allowed_packages=tests"]
     assert cli.run(probe.main, probe.FLAGS, usage=probe.USAGE, argv=arguments) == 0
@@ -130,7 +130,9 @@ def test_the_command_on_a_trained_run(copy_of_run, capsys):
     }  # fmt: skip
     assert content["test_sha256"] == digits().test.fingerprint()
     assert "left_out" not in content["gradient_noise"]
-    # The same again, byte for byte.
+    # The same again, byte for byte, in another folder.
     before = (folder / "probes.json").read_bytes()
-    again = probe.probe_run(folder, num_images=32, allowed_packages=("diffjax", "tests"))
+    allowed = ("diffjax", "tests")
+    again = probe.probe_run(folder, num_images=32, out=tmp_path / "o", allowed_packages=allowed)
+    assert again == tmp_path / "o" / "probes.json"
     assert again.read_bytes() == before

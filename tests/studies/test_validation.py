@@ -235,7 +235,7 @@ def workdirs(tmp_path, monkeypatch):
 def test_runs_with_other_objectives_in_one_table(workdirs, tmp_path, capsys):
     workdirs = workdirs[:2]
     out = tmp_path / "plot.png"
-    flags = ["--space=noise,v", "--num_images=20", f"--out={out}"]
+    flags = ["--space=noise,v", "--num_images=20", f"--plot={out}"]
     assert run(f"--workdirs={','.join(workdirs)}", *flags) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = [line for line in lines if "error at log-SNR" in line]
@@ -249,12 +249,25 @@ def test_runs_with_other_objectives_in_one_table(workdirs, tmp_path, capsys):
     assert found[1]["spaces"]["noise"]["total"]["mean"] == pytest.approx(1.0, rel=0.05)
 
 
+def test_results_go_to_a_folder_or_of_several_runs_to_one_of_each_name(workdirs, tmp_path):
+    runs = {name: diffjax.load(name, weights=None, allowed_packages=()) for name in workdirs}
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="two of the runs are called flow"):
+        validate.in_folder(runs, out)
+    two = {name: runs[name] for name in workdirs[:2]}
+    assert [run.workdir for run in validate.in_folder(two, out).values()] == [
+        out / "flow", out / "vdm",
+    ]  # fmt: skip
+    one = {name: runs[name] for name in workdirs[:1]}
+    assert [run.workdir for run in validate.in_folder(one, out).values()] == [out]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--space=nois"], "did you mean 'noise'"),
         (["--space_path=cosin"], "did you mean 'cosine'"),
-        (["--out=x.jpg"], "should end in .png"),
+        (["--plot=x.jpg"], "should end in .png"),
         (["--num_images=1"], "num_images"),
         (["--weights=ema-0.9"], "no weights are called 'ema-0.9'"),
         (["--space="], "--space is empty"),

@@ -63,7 +63,11 @@ def _gpu(
 
 
 def _geforce(name: str, tflops: float, gib: int, gb_per_second: float, pcie: float) -> Chip:
-    """A GPU without NVLink; `pcie` is the bandwidth of its slot in one direction, in GB/s."""
+    """A GPU without NVLink; `pcie` is the bandwidth of its slot in one direction, in GB/s.
+
+    FLOP/s are those of dense bfloat16 with sums in float32: half of what is advertised for sums in
+    float16.
+    """
     source = "images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
     return Chip(name, "gpu", tflops * 1e12, gib * GIB, gb_per_second * 1e9, pcie * 1e9, 0.0, source)
 

@@ -10,6 +10,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
+from diffjax.runs.measuring.results import elsewhere
 from diffjax.runs.teacher import find_teacher, teacher_of
 from diffjax.studies import probes
 from diffjax.training.state import LIVE
@@ -21,6 +22,7 @@ def probe_run(
     num_images: int = 256,
     seed: int = 0,
     data_path: str | None = None,
+    out: str | Path | None = None,
     allowed_packages: Sequence[str] = ("diffjax",),
 ) -> Path:
     """Measures a trained run on held-out images and writes `probes.json` into its folder.
@@ -30,6 +32,7 @@ def probe_run(
         num_images: of the test set, evenly spaced.
         seed: of noise, log-SNRs and examples.
         data_path: where the data lie now, if they have moved.
+        out: folder for the result, in the place of the run's own.
         allowed_packages: whose callables the saved config may name.
 
     Returns:
@@ -39,13 +42,15 @@ def probe_run(
         UserError: no trained run there, or it has diverged.
     """
     run = load(workdir, allowed_packages=tuple(allowed_packages))
+    if out is not None:
+        run = elsewhere(run, out)
     dataset = run.dataset(data_path)
     batch = all_examples(dataset.test, num_images)
     images, cond = batch["image"], run.parts.wired.condition.of_batch(batch)
     content = _provenance(run, dataset, len(images), seed) | probes.probe(
         _probed(run), images, cond, seed=seed
     )
-    path = Path(workdir) / PROBES
+    path = run.workdir / PROBES
     try:
         write_json(path, content)
     except OSError as error:
