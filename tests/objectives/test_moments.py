@@ -87,6 +87,7 @@ def test_times_are_in_order_and_the_level_falls_by_equal_steps():
     assert (r < t).all()
     t, r, s = (np.asarray(each, np.float64) for each in (t, r, s))
     free = (r > s) & (t - r > 2e-4)
+    assert free.mean() > 0.5
     steps = (t / (1 - t) - r / (1 - r))[free & (t < 0.9)]
     np.testing.assert_allclose(steps, 160 / 2**12, rtol=1e-3)
     # Uniform, and uniform under it.

@@ -130,9 +130,8 @@ def of_four():
     return jumps(mixture_of_four(), CURVED, 48, 128, DDIM)
 
 
-@pytest.mark.parametrize(
-    "name", ["ddim", pytest.param("edm_heun", marks=pytest.mark.thorough(tenth=False))]
-)
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("name", ["ddim", "edm_heun"])
 def test_no_named_grid_costs_less(name):
     path, solver = CURVED, build(choices.SOLVERS[name])
     found = of_four() if name == "ddim" else jumps(mixture_of_four(), path, 32, 32, solver)
