@@ -39,7 +39,7 @@ def with_settings(run, **changes):
 
 
 @pytest.fixture
-def watched(loaded):
+def watched(loaded, tmp_path):
     """The run, evaluated by 500 as by default, and how many images its network sees at a time.
 
     The network is one that compiles quickly.
@@ -52,7 +52,7 @@ def watched(loaded):
 
     wired = loaded.parts.wired._replace(apply=apply)
     run = with_settings(loaded, batch_size=500)
-    return replace(run, parts=replace(run.parts, wired=wired)), seen
+    return replace(run, workdir=tmp_path, parts=replace(run.parts, wired=wired)), seen
 
 
 @pytest.mark.parametrize(
