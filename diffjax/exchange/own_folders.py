@@ -18,6 +18,7 @@ from diffjax.host.files import place_of, write_whole
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.folders import CONFIG
+from diffjax.pretrained.tensors import finite
 from diffjax.spec import as_spec, build, from_json, spec, to_json
 
 _WEIGHTS, _NETWORK, _SHAPE = "weights.safetensors", "network", "image_shape"
@@ -97,7 +98,7 @@ def read_own(
         raise UserError(f"can't read {place / CONFIG}: {reason}") from error
     state = read_state_dict(place / _WEIGHTS)
     return network, traverse_util.unflatten_dict(
-        {name: np.asarray(tensor) for name, tensor in state.items()}, sep="."
+        {name: np.asarray(finite(name, x, str(place))) for name, x in state.items()}, sep="."
     )
 
 

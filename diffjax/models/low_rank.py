@@ -5,6 +5,10 @@
 Of a convolution A is one too, with the window of W, and B has a window of one pixel. The two lie
 beside the kernel, as `qkv/lora_a` `[..., in, rank]` and `qkv/lora_b` `[rank, out]`, so that
 networks, checkpoints and averages treat them as any parameter. Hu et al. 2021, arXiv:2106.09685.
+
+Layers that normalise their weights (`diffjax.models.layers.magnitude`, EDM2) normalise the sum
+`W + scale * B A`, so they are the layers with that kernel too. Without inputs of A there, nothing
+is dropped.
 """
 
 import difflib
@@ -23,24 +27,28 @@ from flax.linen import initializers
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative
 from diffjax.models.layers.common import rows_as_one
+from diffjax.models.layers.magnitude import MPConv, MPDense
 
 A, B = "lora_a", "lora_b"
 """The names of the two matrices, beside that of their kernel."""
 KERNEL = "kernel"
 _AS_IN_TORCH = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/√fan_in: Kaiming's with a = √5, as torch begins layers and peft begins A."""
+_NORMALISED = MPDense | MPConv
 
 
 @dataclass(frozen=True)
 class LoraLayers:
     """Which dense layers and convolutions have LoRA, and of which rank.
 
-    B begins at 0, so that the network begins as it was, and A uniform in ±1/√(inputs), as in peft.
+    B begins at 0, so that the network begins as it was, and A uniform in ±1/√(inputs), as in peft;
+    in ±1 where the layer divides by √(inputs) itself (EDM2).
 
     Args:
         rank: the rank of each change; 4 to 128 is usual, and 0 is no LoRA.
         alpha: `scale = alpha / rank`; the rank or twice the rank is usual, and 0 is the rank.
         dropout: the share of a layer's inputs that training leaves out for A and B; 0 to 0.1.
+            Layers that normalise their weights leave none out.
         layers: patterns as of shells, joined by commas, of the paths of layers, as
             `*attention*,*/mlp/*`; `*` matches `/` as well. Stacked blocks (`scan`) are `blocks/…`.
 
@@ -179,14 +187,18 @@ def _adding(lora: LoraLayers, train: bool) -> Callable[..., Any]:
         context: nn.module.InterceptorContext,
     ) -> Any:
         out, layer = call(*args, **kwargs), context.module
-        if not _can_have(layer) or context.method_name != "__call__":
+        normalised = isinstance(layer, _NORMALISED)
+        if context.method_name != (KERNEL if normalised else "__call__") or not _can_have(layer):
             return out
         if not (layer.has_variable("params", B) or is_new(layer)):
             return out
-        (x,) = args
         kernel = layer.get_variable("params", KERNEL)
-        a = layer.param(A, _AS_IN_TORCH, (*kernel.shape[:-1], lora.rank))
-        b = layer.param(B, initializers.zeros, (lora.rank, kernel.shape[-1]))
+        begin = _in_units if normalised else _AS_IN_TORCH
+        a: Any = layer.param(A, begin, (*kernel.shape[:-1], lora.rank))
+        b: Any = layer.param(B, initializers.zeros, (lora.rank, kernel.shape[-1]))
+        if normalised:
+            return out + lora.scale * product(a, b)
+        (x,) = args
         if train and lora.dropout:
             keep = 1.0 - lora.dropout
             kept = jax.random.bernoulli(layer.make_rng("dropout"), keep, x.shape)
@@ -200,10 +212,15 @@ def _adding(lora: LoraLayers, train: bool) -> Callable[..., Any]:
 
 
 def _can_have(layer: nn.Module) -> bool:
-    """Whether it is a layer within a network whose output is linear in one kernel."""
-    if not isinstance(layer, nn.Dense | nn.Conv) or not layer.path:
+    """Whether it is a layer within a network that has one kernel for all of its output."""
+    if not isinstance(layer, nn.Dense | nn.Conv | _NORMALISED) or not layer.path:
         return False
     return getattr(layer, "feature_group_count", 1) == 1
+
+
+def _in_units(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform in ±1: of a kernel that is divided by √fan_in when it is used, as elsewhere."""
+    return jax.random.uniform(key, shape, minval=-1.0)
 
 
 def _patterns(layers: str) -> list[str]:

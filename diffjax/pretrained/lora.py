@@ -30,7 +30,7 @@ from diffjax.host.files import place_of
 from diffjax.pretrained.downloads import sha256_of_file
 from diffjax.pretrained.files import read_safetensors_metadata, read_state_dict
 from diffjax.pretrained.folders import read_object
-from diffjax.pretrained.tensors import Tensor
+from diffjax.pretrained.tensors import Tensor, finite
 
 NETWORK = "network"
 """The part of a pipeline that denoises; others have the names of their folders."""
@@ -142,9 +142,10 @@ def read_lora(path: str | Path, weight: float = 1.0) -> Lora:
             which = "down" if kind in _DOWN else "up"
             if len(tensor.shape) < 2 or not all(tensor.shape):
                 raise UserError(f"{path}: {name} is {list(tensor.shape)}, which is no matrix")
-            matrices.setdefault(match["layer"], {})[which] = tensor
+            matrices.setdefault(match["layer"], {})[which] = finite(name, tensor, str(path))
         elif (match := _ALPHA.fullmatch(name)) and math.prod(tensor.shape) == 1:
-            alphas[match["layer"]] = float(np.asarray(tensor).astype(np.float32).reshape(()))
+            alpha = np.asarray(finite(name, tensor, str(path)))
+            alphas[match["layer"]] = float(alpha.astype(np.float32).reshape(()))
         else:
             raise UserError(
                 f"{path}: the tensor {name} is of no LoRA that is known, whose tensors end in "

@@ -25,6 +25,7 @@ from flax import traverse_util
 
 from diffjax.errors import UserError
 from diffjax.pretrained.stacks import Stack
+from diffjax.pretrained.tensors import finite
 from diffjax.pretrained.transforms import Transform, dense, keep
 
 _MOST_NAMED = 3
@@ -120,7 +121,8 @@ def to_ours(
         Nested dicts of arrays like `expected`.
 
     Raises:
-        UserError: tensors are missing, unknown, or of another shape or type; all in one line.
+        UserError: tensors are missing, unknown, or of another shape or type, all in one line; or
+            one of them has a NaN or an infinity.
 
     Example:
         >>> from diffjax.pretrained.transforms import dense
@@ -140,7 +142,7 @@ def to_ours(
     found = {}
     for row in rows:
         try:
-            tensors = tuple(state[name] for name in row.theirs)
+            tensors = tuple(finite(name, state[name], source) for name in row.theirs)
             if not row.transform.reads:
                 tensors = tuple(np.asarray(tensor) for tensor in tensors)
             arrays = row.transform.to_ours(tensors)

@@ -22,6 +22,7 @@ from diffjax.objectives.repa import PROJECTOR
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.folders import is_folder, read_weights
 from diffjax.pretrained.placing import placed_like
+from diffjax.pretrained.tensors import finite
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
@@ -184,7 +185,8 @@ def _of_file(
                 )
 
         def weights() -> Any:
-            found = {name: place(name, np.asarray(arrays[name])) for name in here}
+            read = {name: finite(name, arrays[name], where) for name in here}
+            found = {name: place(name, np.asarray(tensor)) for name, tensor in read.items()}
             return traverse_util.unflatten_dict(found, sep="/")
 
     def read() -> tuple[Any, dict[str, Any]]:

@@ -8,9 +8,9 @@ settings, whose name has the hash of these, so that what was encoded otherwise i
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,15 +95,13 @@ def captioned_latents(
     stored = Stored(kind, flips, dtype, text=main_of(given))
     stored.check(codec)
     cached = Cached(pictures, codec, given, place, stored)
-    train: Source = CachedSource(cached, True)
-    preserves = prior is not None and bool(prior.prompt or prior.path)
-    if buckets and preserves:
-        raise UserError("data.buckets and data.prior: pictures of the class are squares; drop one")
+    around: Callable[[Cached], Source] = _alone
+    if prior is not None and (prior.prompt or prior.path):
+        around = partial(_with_class, prior.pictures(image_size, place), prior.weight)
     if buckets:
-        train = _in_buckets(cached, bucket_sizes(image_size, buckets))
-    if prior and preserves:
-        of_class = Cached(prior.pictures(image_size, place), codec, given, place, stored)
-        train = PriorSource(train, CachedSource(of_class, True), prior.weight)
+        train = _in_buckets(cached, bucket_sizes(image_size, buckets), around)
+    else:
+        train = around(cached)
     test = CachedSource(cached, False)
     return replace(
         pictures,
@@ -116,7 +114,28 @@ def captioned_latents(
     )
 
 
-def _in_buckets(squares: "Cached", sizes: Sequence[tuple[int, int]]) -> BucketedSource:
+def _alone(subject: "Cached") -> Source:
+    return CachedSource(subject, True)
+
+
+def _with_class(of_class: DataSet, weight: float, subject: "Cached") -> Source:
+    """Training pictures with those of the class, which are cropped to the same size."""
+    folder: Any = subject.pictures.train
+    train: Any = replace(of_class.train, image_size=folder.image_size)  # pyright: ignore
+    shape = subject.pictures.image_shape
+    pictures = replace(of_class, train=train, test=_none_of(train), image_shape=shape)
+    return PriorSource(_alone(subject), _alone(replace(subject, pictures=pictures)), weight)
+
+
+def _none_of(folder: FolderSource) -> FolderSource:
+    return replace(folder, files=(), labels=folder.labels[:0], captions=())
+
+
+def _in_buckets(
+    squares: "Cached",
+    sizes: Sequence[tuple[int, int]],
+    around: Callable[["Cached"], Source],
+) -> BucketedSource:
     """The training pictures in the sizes of buckets, without those that have no picture."""
     folder: Any = squares.pictures.train
     which = np.array([bucket_of(size_of(folder.root / file), sizes) for file in folder.files])
@@ -131,9 +150,9 @@ def _in_buckets(squares: "Cached", sizes: Sequence[tuple[int, int]]) -> Bucketed
             captions=tuple(folder.captions[row] for row in rows),
             image_size=size,
         )
-        none = replace(own, files=(), labels=own.labels[:0], captions=())
-        pictures = replace(squares.pictures, train=own, test=none, image_shape=(*size, 3))
-        sources.append(CachedSource(replace(squares, pictures=pictures), True))
+        shape = (*size, 3)
+        pictures = replace(squares.pictures, train=own, test=_none_of(own), image_shape=shape)
+        sources.append(around(replace(squares, pictures=pictures)))
         shapes.append(squares.codec.latent_shape((*size, 3)))
     return BucketedSource(tuple(sources), tuple(shapes))
 

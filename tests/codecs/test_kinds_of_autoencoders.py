@@ -95,12 +95,11 @@ def test_latents_of_flux2_are_packed_means_without_a_posterior(tmp_path):
     assert not ScaledLatents(codec, 2.0).stochastic
 
 
-def test_latents_of_dc_ae_are_scaled_and_decoded_images_are_clipped(tmp_path):
-    """0.3189·E(x) and D(y / 0.3189), as the authors' application does."""
-    network = DCAENetwork(4, (8,), (1,), (1,), (), batch_norm=False)
+def dc_ae_of(network, tmp_path, largest=1.0):
+    """The codec with a small network of drawn parameters."""
+    rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda x: np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32),
-        DC_AE.shapes(network),
+        lambda x: rng.uniform(-largest, largest, x.shape).astype(np.float32), DC_AE.shapes(network)
     )
     path = tmp_path / "w.safetensors"
     write_safetensors(path, DC_AE.to_theirs(params, network))
@@ -110,7 +109,14 @@ def test_latents_of_dc_ae_are_scaled_and_decoded_images_are_clipped(tmp_path):
         def _network(self):
             return network
 
-    codec = SmallDCAE(str(path), file_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    return SmallDCAE(str(path), file_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_latents_of_dc_ae_are_scaled_and_decoded_images_are_clipped(tmp_path):
+    """0.3189·E(x) and D(y / 0.3189), as the authors' application does."""
+    network = DCAENetwork(4, (8,), (1,), (1,), (), batch_norm=False)
+    codec = dc_ae_of(network, tmp_path)
+    params = codec.params
 
     @jax.jit
     def apply(images):
@@ -124,6 +130,28 @@ def test_latents_of_dc_ae_are_scaled_and_decoded_images_are_clipped(tmp_path):
     assert np.abs(images).max() > 1
     np.testing.assert_allclose(codec.decoder()(found), np.clip(images, -1, 1), atol=1e-3)
     assert not codec.stochastic
+
+
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("attention", [(), (1,)])
+def test_tiles_of_dc_ae_are_the_whole_without_attention_and_not_with_it(attention, tmp_path):
+    """An element depends on less than 6 others on each side, which is a quarter of the overlap.
+
+    Encoder, in pixels of level 1: (1 + 2 + 1) / 2 of three layers of level 0, and 2 + 1 of level 1.
+    """
+    network = DCAENetwork(4, (8, 16), (1, 1), (1, 1), attention, head_width=8, batch_norm=False)
+    codec = dc_ae_of(network, tmp_path, 0.3)
+    images = np.random.default_rng(1).uniform(-1, 1, (1, 88, 64, 3)).astype(np.float32)
+    tiled = Tiled(codec, tile=32, overlap=24)
+    latents = codec.encoder()(images)
+    unlike = np.abs(tiled.encoder()(images) - latents).max() / np.abs(latents).max()
+    decoded = codec.decoder()(latents)
+    assert 0.1 < np.abs(decoded).max() < 1  # else clipping would hide a difference
+    unlike_images = np.abs(tiled.decoder()(latents) - decoded).max()
+    if attention:
+        assert min(unlike, unlike_images) > 1e-4
+    else:
+        assert max(unlike, unlike_images) < 1e-5
 
 
 @pytest.mark.thorough

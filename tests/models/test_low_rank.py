@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from diffjax.errors import UserError
 from diffjax.models.dit.network import DiT
+from diffjax.models.layers.magnitude import MPConv, MPDense
 from diffjax.models.low_rank import LoraLayers, lora_layers, without_lora
 
 SHAPE, LABELS = (2, 8, 8, 1), jnp.array([1, 3])
@@ -28,6 +29,15 @@ class Layers(nn.Module):
         x = nn.Conv(4, (3, 3), padding="VALID", use_bias=False, name="conv")(x)
         x = nn.Conv(4, (3, 3), feature_group_count=4, name="depthwise")(x)
         return nn.Dense(5, name="out")(x.mean((1, 2)))
+
+
+class Normalised(nn.Module):
+    """Layers as those of EDM2."""
+
+    @nn.compact
+    def __call__(self, x, noise_label, cond, train=False):
+        x = nn.silu(MPConv(6, name="conv")(x) + noise_label[:, None, None, None])
+        return MPDense(5, name="out")(x.mean((1, 2)), 0.7)
 
 
 def drawn(params, seed=0):
@@ -53,12 +63,13 @@ def evaluated(network, params, lora, x, train=False, key=None):
 
 @pytest.mark.parametrize(
     "scan",
-    [None, *(pytest.param(scan, marks=pytest.mark.thorough) for scan in (True, False))],
+    [None, *(pytest.param(scan, marks=pytest.mark.thorough) for scan in (True, False, "mp"))],
 )
 def test_a_network_with_lora_is_the_one_whose_kernels_have_the_changes(scan):
     """Outputs, and gradients of A and B: the chain rule through `W + scale * B A`."""
     small = {"patch_size": 4, "hidden_size": 8, "depth": 2, "num_heads": 2, "num_classes": 10}
-    network = Layers() if scan is None else DiT(**small, scan=scan, remat="full")
+    own = {None: Layers(), "mp": Normalised()}
+    network = own[scan] if scan in own else DiT(**small, scan=scan, remat="full")
     params = drawn(jax.eval_shape(lambda: initialised(network, LORA)))
     x = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
     weights = jnp.cos(jnp.arange(2.0))
@@ -106,6 +117,15 @@ def test_a_network_begins_as_it_was_with_a_as_torch_draws_it():
         assert not np.any(b)
         assert 0.8 / np.sqrt(inputs) < np.abs(a).max() <= 1 / np.sqrt(inputs)
         assert a.shape == (*params[name]["kernel"].shape[:-1], 3)
+
+
+def test_layers_that_normalise_begin_as_they_were_with_a_of_the_size_of_their_kernel():
+    params = initialised(Normalised(), LORA)
+    assert lora_layers(params) == ["conv", "out"]
+    for name, shape in (("conv", (3, 3, 1, 3)), ("out", (6, 3))):
+        a, b = params[name]["lora_a"], params[name]["lora_b"]
+        assert (a.shape, np.abs(a).max() > 0.7, np.abs(a).max() <= 1) == (shape, True, True)
+        assert not np.any(b)
 
 
 def test_dropout_leaves_out_inputs_of_a_in_training_alone():

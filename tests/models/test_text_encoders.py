@@ -15,6 +15,7 @@ from diffjax.models.clip_text.published import BARE, FAMILY, OPENCLIP
 from diffjax.models.families import find_published, found_in
 from diffjax.models.t5.network import T5Encoder, bucket
 from diffjax.models.t5.published import FAMILY as T5
+from diffjax.pretrained.files import read_state_dict
 from diffjax.pretrained.folders import Contents, write_folder
 from tests.models.test_families import drawn as drawn_params
 from tests.references.text_encoders import CASES, FILE, parameters
@@ -256,3 +257,33 @@ class TestAgainstTransformers:
             if "pooler" not in key:
                 np.testing.assert_array_equal(again[key].numpy(), x.numpy(), key)
         assert find_published(tmp_path / "ours").network == case.network
+
+
+@pytest.mark.parity
+def test_states_are_those_of_open_clip(tmp_path):
+    """Each layer and the projected vector, of a file with both halves of the model.
+
+    pip install open-clip-torch
+    """
+    torch = pytest.importorskip("torch")
+    open_clip = pytest.importorskip("open_clip")
+    of_images = open_clip.CLIPVisionCfg(layers=1, width=8, head_width=4, image_size=8, patch_size=4)
+    of_texts = open_clip.CLIPTextCfg(context_length=7, vocab_size=13, width=16, heads=2, layers=3)
+    theirs = open_clip.CLIP(6, of_images, of_texts).eval()
+    generator, hidden = torch.Generator().manual_seed(0), []
+    for x in theirs.parameters():
+        x.data = x[0].numel() ** -0.5 * torch.randn(x.shape, generator=generator) if x.ndim else x
+    for block in theirs.transformer.resblocks:
+        block.register_forward_hook(lambda _, inputs, out: hidden.append(out.detach().numpy()))
+    ids = np.array([[11, 3, 12, 0, 0, 0, 0], [11, 1, 2, 3, 4, 5, 12]], np.int32)
+    with torch.no_grad():
+        pooled = theirs.encode_text(torch.tensor(ids)).numpy()
+    torch.save(theirs.state_dict(), tmp_path / "open_clip.pt")
+    state = read_state_dict(tmp_path / "open_clip.pt")
+    network = OPENCLIP.network_of(state, "it", num_heads=2, activation="gelu")
+    params = OPENCLIP.to_ours(state, network, "it")
+    states = jax.jit(network.apply)({"params": params}, ids)
+    assert_close(states.pooled, pooled, "pooled")
+    assert len(hidden) == len(states.hidden) - 1 == 3
+    for i, expected in enumerate(hidden, 1):
+        assert_close(states.hidden[i], expected, i)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.conditions import of_classes
+from diffjax.conditions import Tokens, TokenStates, of_classes
 from diffjax.data import Augment, digits, featured
 from diffjax.errors import UserError
 from diffjax.models.dit.published import FAMILY
+from diffjax.models.sd3 import MMDiT
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.repa import PROJECTOR, REPA
@@ -261,6 +262,40 @@ def test_blocks_up_to_the_depth_and_the_projector_learn_from_it_and_nothing_abov
     # The two losses of the network cancel but for rounding.
     rest = ("block_2", "block_3", "final_modulation", "final_out")
     assert all(size(gradient[name]) < 1e-6 for name in rest)
+
+
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("scan", [False, True])
+def test_image_tokens_of_mmdit_learn_from_it_up_to_the_depth(scan):
+    """Blocks up to the depth, those of the text within them too: attention joins both."""
+    config = repa_config()
+    config.unlock()
+    config.model = spec(MMDiT, hidden_size=16, depth=4, num_heads=2, patch_size=4, scan=scan)
+    config.wrappers[0].depth = 2
+    condition = Tokens(length=3, width=6, pooled_width=5)
+    wired = wire(config.lock(), (8, 8, 1), condition)
+    random = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), jnp.float32)  # noqa: E731
+    params = jax.tree.map(draw, wired.params_shape)
+    batch = {"image": draw(jnp.zeros((4, 8, 8, 1))), "features": draw(jnp.zeros((4, 2, 2, 5)))}
+    states, pooled = draw(jnp.zeros((4, 3, 6))), draw(jnp.zeros((4, 5)))
+    batch["cond"] = TokenStates(states, jnp.ones((4, 3), bool), pooled)
+    x, t = batch["image"], jnp.full(4, 0.5)
+
+    def alignment(params):
+        _, hidden = wired.apply(params, x, t, batch["cond"], hidden=True)
+        return wired.objective.alignment(params[PROJECTOR], hidden, batch).mean()
+
+    gradient = jax.jit(jax.grad(alignment))(params)
+    size = lambda tree: max(np.abs(leaf).max() for leaf in jax.tree.leaves(tree))  # noqa: E731
+    if scan:
+        blocks = [jax.tree.map(lambda x, i=i: x[i], gradient["blocks"]) for i in range(3)]
+        gradient |= {f"block_{i}": block for i, block in enumerate(blocks)}
+        gradient["block_3"] = gradient["blocks_3"]
+    learn = "block_0", "block_1", "context_embedding", "pooled_hidden", PROJECTOR
+    assert all(size(gradient[name]) > 1e-5 for name in learn)
+    assert all(size(gradient[name]) == 0 for name in ("block_2", "block_3", "final_out"))
+    check_wired(wired, config.batch_size, config.num_steps)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,15 @@ def test_bad_files_and_weights_are_refused_in_one_line(tmp_path):
             read_lora(tmp_path / "x.safetensors")
 
 
+def test_a_matrix_that_is_not_finite_is_named_with_its_file(tmp_path):
+    state, _ = in_dialect("kohya", changes_of())
+    name = next(name for name in state if "lora_up" in name)
+    write_safetensors(tmp_path / "x.safetensors", state | {name: np.full_like(state[name], np.nan)})
+    after = merged(state_of(), read_lora(tmp_path / "x.safetensors"), NETWORK, "net")
+    with pytest.raises(UserError, match=re.escape(f"x.safetensors: {name} has ")):
+        [np.asarray(x) for x in after.values()]
+
+
 def test_a_lora_of_another_network_names_the_first_unknown_layer_and_the_nearest(tmp_path):
     state, _ = in_dialect("kohya", changes_of())
     write_safetensors(tmp_path / "x.safetensors", state)

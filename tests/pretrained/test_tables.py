@@ -173,6 +173,19 @@ def test_unused_tensors_are_left_out_and_numbers_become_float32():
     assert sorted(found) == [*(f"block_{i}" for i in range(5)), "time"]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, -np.nan])
+def test_a_number_that_is_not_finite_is_named_with_its_tensor_and_file(number, dtype):
+    layers = {f"{i}.weight": drawn(2, 3).astype(dtype) for i in range(3)}
+    layers["0.weight"][:] = np.finfo(np.float16).max  # whose sum is infinite, and which is finite
+    table = (Row(tuple(layers), "kernel", stack(dense)),)
+    shape = expected(kernel=(3, 3, 2))
+    assert to_ours(layers, table, shape, "w.pt")["kernel"].shape == (3, 3, 2)
+    layers["2.weight"][1, 1] = number
+    with pytest.raises(UserError, match=r"^w.pt: 2.weight has 1 NaN or infinity among its 6 nu"):
+        to_ours(layers, table, shape, "w.pt")
+
+
 def test_nothing_is_read_of_a_file_that_does_not_fit():
     def read():
         raise AssertionError

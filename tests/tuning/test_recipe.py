@@ -15,6 +15,7 @@ from diffjax.runs.parts import build_parts
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE
 from diffjax.tuning.config import tuning_config
+from tests.exchange.test_pipelines import DYNAMIC, FLOW, LEADING, flux, sdxl, stable_diffusion_3
 from tests.support.tiny_pipeline import LENGTH, SIDE, WIDTH, write_pipeline
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[text]'")
@@ -88,3 +89,113 @@ def test_loss_and_gradient_are_those_of_train_text_to_image(tmp_path, prediction
     for name, x in theirs.items():
         assert np.linalg.norm(mine[name] - x) < 1e-5 * whole, name
     assert error(mine["conv_in.weight"], theirs["conv_in.weight"]) < 1e-4
+
+
+def tensor(x: Any) -> Any:
+    """In PyTorch's layout, in double precision."""
+    import torch
+
+    array = np.array(x)
+    return torch.tensor(np.moveaxis(array, -1, 1) if array.ndim == 4 else array).double()
+
+
+def of_sdxl(pipe: Any, x0: Any, eps: Any, t: Any, cond: Any) -> Any:
+    """The loss of `train_text_to_image_sdxl.py`, of a network that predicts noise."""
+    import diffusers
+    import torch
+
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    steps = torch.tensor(np.round(1000 * t - 1).astype(np.int64))
+    added = {"text_embeds": tensor(cond["text"].pooled), "time_ids": tensor(cond["size"])}
+    noisy, states = scheduler.add_noise(x0, eps, steps), tensor(cond["text"].states)
+    out = pipe.unet(noisy, steps, states, added_cond_kwargs=added).sample
+    return torch.nn.functional.mse_loss(out, eps)
+
+
+def of_sd3(pipe: Any, x0: Any, eps: Any, t: Any, cond: Any) -> Any:
+    """The loss of `train_dreambooth_sd3.py` with `--precondition_outputs=0`."""
+    import torch
+
+    time = torch.tensor(t).double()
+    sigmas = time[:, None, None, None]
+    out = pipe.transformer(
+        hidden_states=(1 - sigmas) * x0 + sigmas * eps,
+        timestep=1000 * time,
+        encoder_hidden_states=tensor(cond.states),
+        pooled_projections=tensor(cond.pooled),
+    ).sample
+    return torch.nn.functional.mse_loss(out, eps - x0)
+
+
+def of_flux(pipe: Any, x0: Any, eps: Any, t: Any, cond: Any) -> Any:
+    """The loss of `train_dreambooth_flux.py`, with its guidance scale of 3.5."""
+    import torch
+
+    batch, channels, height, width = x0.shape
+    time = torch.tensor(t).double()
+    sigmas = time[:, None, None, None]
+    noisy = (1 - sigmas) * x0 + sigmas * eps
+    out = pipe.transformer(
+        hidden_states=pipe._pack_latents(noisy, batch, channels, height, width),
+        timestep=time,
+        guidance=torch.full((batch,), 3.5).double(),
+        pooled_projections=tensor(cond.pooled),
+        encoder_hidden_states=tensor(cond.states),
+        txt_ids=torch.zeros(cond.states.shape[1], 3).double(),
+        img_ids=pipe._prepare_latent_image_ids(batch, height // 2, width // 2, "cpu", time.dtype),
+    ).sample
+    out = pipe._unpack_latents(out, 8 * height, 8 * width, 8)
+    return torch.nn.functional.mse_loss(out, eps - x0)
+
+
+SCRIPTS = {
+    "SDXL": (sdxl, "EulerDiscreteScheduler", LEADING, of_sdxl),
+    "SD 3.5": (stable_diffusion_3, FLOW, {"shift": 3.0}, of_sd3),
+    "Flux.1 Dev": (flux, FLOW, DYNAMIC, of_flux),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_loss_and_gradient_of_each_family_are_those_of_its_script(name, tmp_path):
+    """Same latents, noise, times, states, pooled vectors and sizes, each of them redrawn."""
+    make, scheduler, entries, script = SCRIPTS[name]
+    pipe, folder = make(scheduler, entries), tmp_path / "pipe"
+    pipe.save_pretrained(folder)
+    config, there = tuning_config(str(folder)), described(folder)
+    (*_, channels), mesh = there.denoiser.image_shape, make_mesh(devices=jax.devices()[:1])
+    shape = (8, 12, channels)
+    parts = build_parts(config.lock(), shape, there.condition, mesh, there.codec)
+    like = parts.abstract.weights(LIVE)
+    params, _ = find_initial_weights(str(folder), like, denoiser=parts.denoiser)()
+    random = np.random.default_rng(0)
+
+    def drawn(leaf: Any) -> np.ndarray:
+        if leaf.dtype == bool:
+            return np.ones(leaf.shape, bool)
+        return random.normal(size=leaf.shape).astype(np.float32)
+
+    cond = jax.tree.map(drawn, there.condition.example(B))
+    batch = {"image": random.normal(size=(B, *shape)).astype(np.float32), "cond": cond}
+    t = np.array([1.0, 0.001, 0.322], np.float32)
+    objective: Any = parts.wired.objective
+
+    def ours(params: Any) -> Any:
+        noised = objective.noised(jnp.asarray(t), jax.random.key(0), batch)
+        output = objective.evaluate(parts.wired.apply, params, noised)
+        return jnp.mean(objective.loss(noised, output)), noised.pair.eps
+
+    (loss, noise), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+    network = (pipe.unet if name == "SDXL" else pipe.transformer).double().train()
+    expected = script(pipe, tensor(batch["image"]), tensor(noise), t, cond)
+    expected.backward()
+    assert abs(float(loss) / expected.item() - 1) < 1e-5
+    theirs = {name: x.grad.numpy() for name, x in network.named_parameters() if x.grad is not None}
+    found = find_published(folder)
+    mine = found.family.to_theirs(jax.tree.map(np.asarray, gradient), parts.denoiser)
+    whole = np.sqrt(sum(np.sum(x**2) for x in theirs.values()))
+    for name, x in theirs.items():
+        assert np.linalg.norm(mine[name] - x) < 1e-5 * whole, name
+    rest = [name for name in mine.keys() - theirs.keys() if np.any(mine[name])]
+    assert set(rest) <= {"pos_embed.pos_embed"}

@@ -286,12 +286,13 @@ class TestBuckets:
 
 @pipelines
 def test_pictures_of_unlike_shapes_are_trained_in_buckets(place, tmp_path, monkeypatch):
-    """A program for each shape, and latents of these shapes."""
+    """A program for each shape, and latents of these shapes, of the subject and of its class."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, size in enumerate([(32, 32), (60, 20), (20, 60), (64, 60)]):
         Image.new("RGB", size, (60 * i, 0, 0)).save(folder / f"{i}.png")
     flags = {"data.path": folder, "data.caption": "red", "data.buckets": 4, "num_steps": 3}
+    flags |= {"data.prior.path": place / "pictures"}
     seen = []
     whole = device_batches.batches
 
@@ -303,6 +304,8 @@ def test_pictures_of_unlike_shapes_are_trained_in_buckets(place, tmp_path, monke
     monkeypatch.setattr(device_batches, "batches", watched)
     trained(place, tmp_path / "run", **flags)
     assert {(2, 8, 8, 4), (2, 4, 12, 4), (2, 12, 4, 4)} == set(seen[:3])
-    both = {**flags, "data.prior.prompt": "red", "data.cache": tmp_path}
-    with pytest.raises(UserError, match="pictures of the class are squares; drop one"):
-        build(resolved(place, **both).data, DataSet)
+    source: Any = build(resolved(place, **flags, **{"data.cache": tmp_path}).data, DataSet).train
+    for part, shape in zip(source.sources, source.image_shapes, strict=True):
+        assert len(part.prior) == 4
+        of_class = part.prior.gather([1, 1])["image"]
+        assert of_class.shape == (2, *shape)

@@ -106,8 +106,12 @@ class MPDense(nn.Module):
     def __call__(
         self, x: Float[Array, " *rows inputs"], gain: Any = 1.0
     ) -> Float[Array, " *rows {self.features}"]:
-        kernel = self.param("kernel", unit_filters, (x.shape[-1], self.features))
+        kernel = self.kernel((x.shape[-1], self.features))
         return rows_as_one(x, _filters(kernel, gain, x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+
+    def kernel(self, shape: tuple[int, ...]) -> jax.Array:
+        """The weights before they are normalised; LoRA adds its change to them."""
+        return self.param("kernel", unit_filters, shape)
 
 
 class MPConv(nn.Module):
@@ -122,10 +126,14 @@ class MPConv(nn.Module):
     def __call__(
         self, x: Images, gain: Any = 1.0
     ) -> Float[Array, " batch height width {self.features}"]:
-        kernel = self.param("kernel", unit_filters, (3, 3, x.shape[-1], self.features))
+        kernel = self.kernel((3, 3, x.shape[-1], self.features))
         filters = _filters(kernel, gain, x.dtype)
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, filters, (1, 1), "SAME", dimension_numbers=layout)
+
+    def kernel(self, shape: tuple[int, ...]) -> jax.Array:
+        """The weights before they are normalised; LoRA adds its change to them."""
+        return self.param("kernel", unit_filters, shape)
 
 
 class MPEmbedding(nn.Module):

@@ -35,7 +35,8 @@ class MMDiT(nn.Module):
     both have dense layers and modulations of their own, and attend to all tokens of both. The
     conditioning is the sum of the embedded noise label, the text's pooled vector, and the class if
     there are classes. Gates and output are initially zero, so an untrained network returns exactly
-    0. The image's tokens after a quarter of the blocks are sown (`HIDDEN`).
+    0. The image's tokens after a quarter of the blocks with two sequences, or after `hidden_depth`,
+    are sown (`HIDDEN`) by rows and columns.
 
     The defaults are those of a network that is trained from scratch; the options are those of
     published ones: `dual_blocks` and `stored_positions` of Stable Diffusion 3.5, the others of
@@ -78,6 +79,7 @@ class MMDiT(nn.Module):
         shared_modulation: whether all blocks of one kind have the same modulations, as in Flux.2.
         bias: whether dense layers have biases.
         mlp: a name in `diffjax.models.layers.mlps.MLPS`.
+        hidden_depth: the number of blocks after which tokens are sown; 0 is a quarter of them.
 
     Raises:
         UserError: the patch does not divide the image, the heads do not divide the width, the axes
@@ -118,6 +120,7 @@ class MMDiT(nn.Module):
     shared_modulation: bool = False
     bias: bool = True
     mlp: str = "gelu"
+    hidden_depth: NotNegative[int] = 0
 
     @nn.compact
     def __call__(
@@ -147,12 +150,12 @@ class MMDiT(nn.Module):
         names = {name: name for name in ("modulation", "context_modulation")}
         given = self._with_shared(given, 6, **names)
         for stage in self.joint_stages:
-            tokens = self._run(stage, tokens, given)
+            tokens = self._run(stage, tokens, given, grid)
         h = tokens.image
         for stage in self.single_stages:
             both = jnp.concatenate([tokens.context, tokens.image], axis=1)
             given = self._with_shared(given, 3, modulation="single_modulation")
-            h = self._run(stage, constrain(both, *TOKENS), given)[:, length:]
+            h = self._run(stage, constrain(both, *TOKENS), given, grid)[:, length:]
 
         layers, name = self._layers, "final_modulation"
         h = modulate(layers.normed(h), *layers.modulations(given, 2, self.hidden_size, name))
@@ -257,16 +260,23 @@ class MMDiT(nn.Module):
         c = given.conditioning
         return given._replace(shared={own: modulation_of(x, c) for own, x in layers.items()})
 
-    def _run(self, stage: Stage, tokens: Any, given: Given) -> Any:
+    @property
+    def _sown(self) -> int:
+        """The number of the block whose tokens are sown."""
+        return self.hidden_depth - 1 if self.hidden_depth else (self.depth - 1) // 4
+
+    def _sow(self, image: jax.Array, grid: tuple[int, int]) -> None:
+        self.sow(*HIDDEN, image.reshape(-1, *grid, self.hidden_size))
+
+    def _run(self, stage: Stage, tokens: Any, given: Given, grid: tuple[int, int]) -> Any:
         """The tokens after the blocks of a stage, one after the other or in a loop."""
-        quarter = (self.depth - 1) // 4
         if not self.scan:
             for i, name in enumerate(stage.blocks, stage.start):
                 tokens = self._block(stage, name)(tokens, given)
-                if i == quarter:
-                    self.sow(*HIDDEN, tokens.image)
+                if i == self._sown:
+                    self._sow(tokens.image, grid)
             return tokens
-        here = stage.start <= quarter < stage.stop
+        here = stage.start <= self._sown < stage.stop
         # Carried through the loop only if it is needed: it is as large as the tokens.
         sown = tokens.image if here and self.is_mutable_collection(HIDDEN[0]) else None
 
@@ -274,7 +284,7 @@ class MMDiT(nn.Module):
             tokens, hidden = carry
             tokens = block(tokens, given, place)
             if hidden is not None:
-                hidden = jnp.where(place[quarter - stage.start], tokens.image, hidden)
+                hidden = jnp.where(place[self._sown - stage.start], tokens.image, hidden)
             return (tokens, hidden), None
 
         given_and_place: Any = (nn.broadcast, 0)
@@ -289,7 +299,7 @@ class MMDiT(nn.Module):
         places = jnp.eye(count, dtype=bool)
         (tokens, hidden), _ = loop(self._block(stage, stage.stack), (tokens, sown), given, places)
         if hidden is not None:
-            self.sow(*HIDDEN, hidden)
+            self._sow(hidden, grid)
         return tokens
 
     def _block(self, stage: Stage, name: str) -> Any:
@@ -333,10 +343,9 @@ class MMDiT(nn.Module):
                 f"MMDiT: an image of {height}x{width} is larger than its stored positions: the "
                 f"longest side is {p * side}"
             )
-        if self.dual_blocks > self.depth:
-            raise UserError(
-                f"MMDiT: dual_blocks={self.dual_blocks} is more than depth={self.depth}"
-            )
+        for name in ("dual_blocks", "hidden_depth"):
+            if (blocks := getattr(self, name)) > self.depth:
+                raise UserError(f"MMDiT: {name}={blocks} is more than depth={self.depth}")
         axes, head = self.rotary_axes, self.hidden_size // self.num_heads
         if axes and (len(axes) not in (3, 4) or sum(axes) != head):
             raise UserError(
