@@ -33,14 +33,20 @@ from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
 from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
+from diffjax.models import DiT
 from diffjax.performance.planning import fitting
 from diffjax.performance.planning.search import changed
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
 from diffjax.runs.measuring.measure import own_extractor
+from diffjax.runs.samples.recipes import name_in
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
+from diffjax.wiring import Wired
 from experiments.flags import cli, shared
+
+MANY_STEPS = 20_000
+"""From here on, a transformer can have learned to predict noise."""
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -205,7 +211,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
         f"{epochs:,.1f} epochs"
         + (": each image about 2,000 times" if config.num_steps == suiting else ""),
         "mesh": ", ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items()),
-        "sampling": f"{config.sampling.num_steps} steps, {wired.recipe.nfe} network evaluations "
+        "sampling": f"{name_in(choices.SOLVERS, config.sampling.solver)}, "
+        f"{config.sampling.num_steps} steps of the grid "
+        f"{name_in(choices.GRIDS, config.sampling.grid)}, {wired.recipe.nfe} network evaluations "
         f"per sample, guidance {config.sampling.guidance_scale:g}",
         "metrics": describe_metrics(config, dataset),
         "workdir": str(workdir),
@@ -214,7 +222,8 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     if extension is not None:
         lines += [f"changes: {k}: {old} -> {new}" for k, (old, new) in extension.changes.items()]
-    lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
+    notes = (*dataset.notes, *note_on_steps(config, dataset), *note_on_target(config, wired))
+    lines += [f"note: {note}" for note in notes]
     return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
 
 
@@ -260,6 +269,19 @@ def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
         f"each of {num_images:,} images is seen {epochs:,.0f} times, where published runs on "
         "small sets see theirs 2,000 to 4,000 times: "
         f"--config.num_steps={suiting_steps(num_images, config.batch_size)} suits them"
+    ]
+
+
+def note_on_target(config: ConfigDict, wired: Wired) -> list[str]:
+    """A note where a transformer is to learn to predict noise in few steps."""
+    slow = [build(choices.TARGETS[name]) for name in choices.MODELS_OF_TARGETS]
+    if wired.precond.target not in slow or not isinstance(wired.network, DiT):
+        return []
+    if config.num_steps > MANY_STEPS:
+        return []
+    return [
+        "a transformer learns to predict noise in many more steps than these: leave "
+        "model=... out or take model=unet, or predict v instead, with target=v (docs/recipes.md)"
     ]
 
 

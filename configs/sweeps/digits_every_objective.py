@@ -21,10 +21,10 @@ NAMES = tuple(
 
 
 def get_sweep() -> Sweep:
-    """Axes: objective."""
+    """Axes: objective, model."""
     return Sweep(
         "configs/digits.py",
-        {"objective": NAMES},
+        {"objective": NAMES, "model": ("dit",)},
         {
             "config.evaluation.solvers": ("ddim", "heun"),
             "config.evaluation.grids": ("uniform", "karras"),
