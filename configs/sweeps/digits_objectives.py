@@ -13,11 +13,12 @@ from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:
-    """Axes: objective, seed."""
+    """Axes: objective, model, seed."""
     return Sweep(
         "configs/digits.py",
         {
             "objective": ("flow", "sd3", "v", "edm", "ddpm", "min_snr"),
+            "model": ("dit",),
             "config.seed": (0, 1, 2),
         },
         {

@@ -12,11 +12,12 @@ from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:
-    """Axes: seed, objective."""
+    """Axes: seed, model, objective."""
     return Sweep(
         "configs/digits.py",
         {
             "config.seed": (0, 1, 2),
+            "model": ("dit",),
             "objective": (
                 *("flow", "ddpm"),
                 *("mean_flow", "imf", "pmf", "alpha_flow", "soflow", "shortcut", "flow_map", "tvm"),
