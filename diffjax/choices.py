@@ -400,6 +400,11 @@ SOLVERS_OF_PATHS: Mapping[str, str] = MappingProxyType({"ve": "ddim", "cosine_ta
 MODELS_OF_TARGETS: Mapping[str, str] = MappingProxyType(
     {"noise": "unet", "score": "unet", "scaled_score": "unet"}
 )
+# Fréchet distances of one evaluation on digits, of losses that are far from done after a few
+# thousand steps, for notes of dry runs; mean_flow has 0.65 (docs/objectives.md).
+SLOW_LOSSES: Mapping[str, float] = MappingProxyType(
+    {"improved_consistency": 2.9, "flow_map": 4.7, "drifting": 5.1, "terminal_velocity": 5.9}
+)
 OPTIMIZERS: Table = MappingProxyType(
     {
         "adamw": spec(adam.adamw),

@@ -41,12 +41,12 @@ from diffjax.runs.extension import planned
 from diffjax.runs.measuring.measure import own_extractor
 from diffjax.runs.samples.recipes import name_in
 from diffjax.runs.setup import Setup
-from diffjax.spec import build, to_json
+from diffjax.spec import TARGET, build, to_json
 from diffjax.wiring import Wired
 from experiments.flags import cli, shared
 
 MANY_STEPS = 20_000
-"""From here on, a transformer can have learned to predict noise."""
+"""From here on, nothing is known to be too few."""
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -223,6 +223,7 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     if extension is not None:
         lines += [f"changes: {k}: {old} -> {new}" for k, (old, new) in extension.changes.items()]
     notes = (*dataset.notes, *note_on_steps(config, dataset), *note_on_target(config, wired))
+    notes += tuple(note_on_loss(config))
     lines += [f"note: {note}" for note in notes]
     return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
 
@@ -282,6 +283,19 @@ def note_on_target(config: ConfigDict, wired: Wired) -> list[str]:
     return [
         "a transformer learns to predict noise in many more steps than these: leave "
         "model=... out or take model=unet, or predict v instead, with target=v (docs/recipes.md)"
+    ]
+
+
+def note_on_loss(config: ConfigDict) -> list[str]:
+    """A note where the loss is one that needs many more steps than others."""
+    loss = config.objective[TARGET]
+    found = [x for name, x in choices.SLOW_LOSSES.items() if choices.LOSSES[name][TARGET] == loss]
+    if not found or config.num_steps > MANY_STEPS:
+        return []
+    return [
+        f"this loss needs many more steps: on digits, after as much training as 1,200 steps of "
+        f"flow matching, it had a Fréchet distance of {found[0]:g} in one evaluation, and "
+        "mean_flow 0.65 (docs/objectives.md)"
     ]
 
 

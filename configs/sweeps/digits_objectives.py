@@ -23,6 +23,8 @@ def get_sweep() -> Sweep:
         },
         {
             "config.num_steps": 800,
+            "config.batch_size": 128,
+            "config.optimizer.learning_rate": 2e-3,
             "config.sampling.guidance_scale": 1.0,
             "config.evaluation.num_samples": 500,
             "config.evaluation.solvers": ("ddim",),

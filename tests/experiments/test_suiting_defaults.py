@@ -6,6 +6,7 @@ from configs import digits, fashion_mnist
 from diffjax import choices
 from diffjax.runs.samples.recipes import name_in
 from diffjax.spec import TARGET
+from experiments.train import note_on_loss
 
 
 @pytest.mark.parametrize("get_config", [digits.get_config, fashion_mnist.get_config])
@@ -48,3 +49,8 @@ def test_samples_are_drawn_as_suits_the_path_and_what_is_predicted(objective, re
         for table, part in ((choices.SOLVERS, sampling.solver), (choices.GRIDS, sampling.grid))
     ]
     assert (*names, sampling.num_steps, sampling.guidance_scale) == recipe
+
+
+def test_what_needs_many_more_steps_says_so():
+    for objective, slow in {"mean_flow": 0, "tvm": 1, "drifting": 1, "ict": 1}.items():
+        assert len(note_on_loss(digits.get_config(f"objective={objective}"))) == slow, objective
