@@ -64,7 +64,7 @@ def test_a_run_without_memory_says_what_to_try(tmp_path, capsys, monkeypatch):
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path}"]
     assert cli.run(train.main, train.FLAGS, usage="", argv=arguments) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    for word in ("batch_size=128", "accumulation_steps=2", "remat=full", "mesh.fsdp=-1"):
+    for word in ("batch_size=64", "accumulation_steps=2", "remat=full", "mesh.fsdp=-1"):
         assert word in line
 
 
