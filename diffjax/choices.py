@@ -395,8 +395,8 @@ GRIDS_OF_JUMPS: Mapping[str, str] = MappingProxyType({"edm": "uniform_root"})
 # σ = s/a falls exponentially or faster in time, and DDIM steps in σ.
 SOLVERS_OF_PATHS: Mapping[str, str] = MappingProxyType({"ve": "ddim", "cosine_table": "ddim"})
 # Default networks, for configs that train a few thousand steps. A transformer needs many more to
-# predict noise: x0 = (x_t - s·eps)/a multiplies its error by s/a, so that it has to copy its input,
-# and its norms take the size of it away (docs/recipes.md). Published ones train 400,000 steps.
+# predict noise: x0 = (x_t - s·eps)/a multiplies its error by s/a, so that it has to copy its input
+# exactly, which it learns slowly (docs/recipes.md). Published ones train 400,000 steps.
 MODELS_OF_TARGETS: Mapping[str, str] = MappingProxyType(
     {"noise": "unet", "score": "unet", "scaled_score": "unet"}
 )

@@ -34,10 +34,10 @@ def test_a_default_network_is_not_in_the_name_of_the_run_and_another_one_is():
 @pytest.mark.parametrize(
     ("objective", "recipe"),
     [
-        ("flow", ("heun", "uniform", 9, 1.5)),
-        ("edm", ("heun", "karras", 9, 1.5)),
-        ("score_ve", ("ddim", "uniform", 9, 1.5)),
-        ("iddpm", ("ddim", "karras", 9, 1.5)),
+        ("flow", ("heun", "uniform", 9, 1.1)),
+        ("edm", ("heun", "karras", 9, 1.1)),
+        ("score_ve", ("ddim", "uniform", 9, 1.1)),
+        ("iddpm", ("ddim", "karras", 9, 1.1)),
         ("imf", ("flow_map", "uniform", 2, 1.0)),
         ("ict", ("consistency", "uniform_root", 2, 1.0)),
     ],
