@@ -2,6 +2,10 @@
 
 python -m experiments.train --config=configs/digits.py
 python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet
+
+The first takes 129 s of processor time on one core of an Intel Xeon beside other work, and reaches
+99.3 % accuracy and a Fréchet distance of 0.197 (floor 0.223) at 34 network evaluations per sample,
+with one training seed (docs/recipes.md).
 """
 
 from ml_collections import ConfigDict
@@ -24,14 +28,17 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(classifier_features, name="digits"),
         models=choices.MODELS_8X8,
         model="dit",
-        optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
-        guidance_scale=1.5,
+        models_of_targets=choices.MODELS_OF_TARGETS,
+        objective="sd3",
+        optimizer=spec(descent, learning_rate=3e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        guidance_scale=1.1,
+        num_steps=9,
+        evaluated_steps=(2, 5, 9),
     )
-    config.num_steps = 1_200
+    config.num_steps = 2_000
+    config.batch_size = 64
     config.ema_decays = (0.99, 0.999)
-    config.sampling.num_steps = 9
     config.log_every_steps = 50
     config.sample_every_steps = 200
     config.checkpoint_every_steps = 400
-    config.evaluation.num_steps = (2, 5, 9)
     return config

@@ -29,15 +29,16 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(classifier_features, name="fashion_mnist"),
         models=choices.MODELS_28X28,
         model="dit",
+        models_of_targets=choices.MODELS_OF_TARGETS,
         optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
         guidance_scale=1.5,
+        num_steps=9,
+        evaluated_steps=(5, 9),
     )
     config.num_steps = 3_000
     config.batch_size = 64
     config.ema_decays = (0.99, 0.999)
-    config.sampling.num_steps = 9
     config.log_every_steps = 50
     config.sample_every_steps = 500
     config.checkpoint_every_steps = 500
-    config.evaluation.num_steps = (5, 9)
     return config

@@ -26,6 +26,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=7),
         models=choices.MODELS_28X28,
         model="dit",
+        models_of_targets=choices.MODELS_OF_TARGETS,
         optimizer=spec(descent, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 3_000

@@ -400,11 +400,25 @@ AGAINST: Table = MappingProxyType(
     }
 )
 # Default grids, for the paths on which equal steps in time do not work.
-GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
+GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras", "cosine_table": "karras"})
 # The same for jumps to the end with fresh noise after each. The last step of Karras' grid begins at
 # the least noise, where nothing is left to jump over: two steps there are one. This one's begins at
 # 0.63; consistency models were published with 0.66 to 0.82.
 GRIDS_OF_JUMPS: Mapping[str, str] = MappingProxyType({"edm": "uniform_root"})
+# Default solvers, for the paths on which Heun's steps in time leave noise in the samples: their
+# σ = s/a falls exponentially or faster in time, and DDIM steps in σ.
+SOLVERS_OF_PATHS: Mapping[str, str] = MappingProxyType({"ve": "ddim", "cosine_table": "ddim"})
+# Default networks, for configs that train a few thousand steps. A transformer needs many more to
+# predict noise: x0 = (x_t - s·eps)/a multiplies its error by s/a, so that it has to copy its input
+# exactly, which it learns slowly (docs/recipes.md). Published ones train 400,000 steps.
+MODELS_OF_TARGETS: Mapping[str, str] = MappingProxyType(
+    {"noise": "unet", "score": "unet", "scaled_score": "unet"}
+)
+# Fréchet distances of one evaluation on digits, of losses that are far from done after a few
+# thousand steps, for notes of dry runs; mean_flow has 0.65 (docs/objectives.md).
+SLOW_LOSSES: Mapping[str, float] = MappingProxyType(
+    {"improved_consistency": 2.9, "flow_map": 4.7, "drifting": 5.1, "terminal_velocity": 5.9}
+)
 OPTIMIZERS: Table = MappingProxyType(
     {
         "adamw": spec(descent),
@@ -649,13 +663,13 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Improved MeanFlow: MeanFlow's loss with du/dt along the network's own velocity
             # u(x_t, t, t). Geng et al. 2025 (arXiv:2512.02012).
             "imf": {**_MEAN_FLOW, "loss": "improved_mean_flow"},
-            # pMF: improved MeanFlow's loss with u = (x_t - net)/t, logit(t) ~ N(0.8, 0.8²). Lu et
-            # al. 2026 (arXiv:2601.22158).
+            # pMF: improved MeanFlow's loss with u = (x_t - net)/t. Lu et al. 2026
+            # (arXiv:2601.22158), who have logit(t) ~ N(0.8, 0.8²) for patches of 16 pixels. On
+            # small images such times never end near the data, where one step does.
             "pmf": {
                 **_MEAN_FLOW,
                 "target": "clean",
                 "weight": "constant_velocity_jit",
-                "times": "logit_normal_jit",
                 "loss": "improved_mean_flow",
             },
             # α-Flow: ‖u(x_t, t, r) - sg(α·v + (1 - α)·u(x_s, s, r))‖²/α, s = t - α·(t - r), with α

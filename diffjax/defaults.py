@@ -1,6 +1,8 @@
 """The settings of every experiment's config, with defaults that a config file may change."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
@@ -46,9 +48,12 @@ def experiment(
     extractor: ConfigDict,
     models: Table,
     model: str,
+    models_of_targets: Mapping[str, str] = MappingProxyType({}),
     objective: str = "flow",
     optimizer: ConfigDict | None = None,
     guidance_scale: float = 2.0,
+    num_steps: int = 18,
+    evaluated_steps: tuple[int, ...] = (5, 18),
 ) -> ConfigDict:
     """A config with every setting that training, sampling and evaluation read.
 
@@ -59,10 +64,13 @@ def experiment(
         extractor: the spec of an `Extractor`, for evaluation.
         models: the networks of this config, by name.
         model: the name of the default network.
+        models_of_targets: the names of other default networks, by the target that they predict.
         objective: the name of the default objective.
         optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
             it is None. Another one that `arguments` choose has the numbers of its paper.
-        guidance_scale: of the samples, where predictions are posterior means; 1 elsewhere.
+        guidance_scale: of the samples of denoisers. Samples of few-step models have no guidance.
+        num_steps: of the samples of denoisers; few-step models take 2.
+        evaluated_steps: numbers of steps that are evaluated too; of few-step models 1, 2 and 4.
 
     Returns:
         The config, which is not locked.
@@ -79,10 +87,19 @@ def experiment(
     config.data = data
     config.augment = spec(Augment)
     config.optimizer = optimizer or copy(choices.OPTIMIZERS["adamw"])
-    names = lookup.set_axes(config, arguments, models, objective=objective, model=model)
+    names = lookup.set_axes(
+        config,
+        arguments,
+        models,
+        objective=objective,
+        model=model,
+        models_of_targets=models_of_targets,
+    )
     traits = traits_of(config)
-    solver = traits.solver
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
+    denoises = traits.meaning is Meaning.POSTERIOR_MEAN
+    solvers = choices.SOLVERS_OF_PATHS if denoises else {}
+    solver = solvers.get(names["path"], traits.solver)
     jumps = traits.meaning is Meaning.END_OF_FLOW
     grids = choices.GRIDS_OF_JUMPS if jumps else choices.GRIDS_OF_PATHS
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
@@ -102,8 +119,8 @@ def experiment(
         Recipe,
         solver=copy(choices.SOLVERS[solver]),
         grid=copy(choices.GRIDS[grids.get(names["path"], "uniform")]),
-        num_steps=18,
-        guidance_scale=guidance_scale if by_ode else 1.0,
+        num_steps=num_steps if denoises else 2,
+        guidance_scale=guidance_scale if denoises else 1.0,
         guidance=lookup.guidance_called("cfg"),
         against=lookup.against_called("null"),
     )
@@ -127,7 +144,7 @@ def experiment(
             "batch_size": 500,
             "solvers": tuple(dict.fromkeys(("ddim", solver) if by_ode else (solver,))),
             "grids": (),  # empty: the grid of `sampling`
-            "num_steps": (5, 18),
+            "num_steps": evaluated_steps if denoises else (1, 2, 4),
             "guidance_scales": (),  # empty: the scale of `sampling`
             "weights": (),  # empty: `config.weights`
             "seeds": (),  # empty: `seed`

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
@@ -23,6 +24,7 @@ def set_axes(
     *,
     objective: str = "flow",
     model: str,
+    models_of_targets: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
@@ -39,6 +41,7 @@ def set_axes(
         models: the networks of this config, by name.
         objective: the name of the default objective.
         model: the name of the default network.
+        models_of_targets: the names of other default networks, by the target that they predict.
 
     Returns:
         The name of the choice on each axis.
@@ -78,6 +81,7 @@ def set_axes(
         part_called(choices.WRAPPERS, name, "wrapper")
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
+    model = models_of_targets.get(chosen.get("target", names["target"]), model)
     config.model = part_called(models, chosen.get("model", model), "model")
     if "latents" in chosen:
         config.data = latents_in(chosen["latents"])

@@ -34,14 +34,20 @@ from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
 from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
+from diffjax.models import DiT
 from diffjax.performance.planning import fitting
 from diffjax.performance.planning.search import changed
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
 from diffjax.runs.measuring.measure import own_extractor
+from diffjax.runs.samples.recipes import name_in
 from diffjax.runs.setup import Setup
-from diffjax.spec import build, to_json
+from diffjax.spec import TARGET, build, to_json
+from diffjax.wiring import Wired
 from experiments.flags import cli, shared
+
+MANY_STEPS = 20_000
+"""From here on, nothing is known to be too few."""
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -208,7 +214,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
         f"{epochs:,.1f} epochs"
         + (": each image about 2,000 times" if config.num_steps == suiting else ""),
         "mesh": ", ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items()),
-        "sampling": f"{config.sampling.num_steps} steps, {wired.recipe.nfe} network evaluations "
+        "sampling": f"{name_in(choices.SOLVERS, config.sampling.solver)}, "
+        f"{config.sampling.num_steps} steps of the grid "
+        f"{name_in(choices.GRIDS, config.sampling.grid)}, {wired.recipe.nfe} network evaluations "
         f"per sample, guidance {config.sampling.guidance_scale:g}",
         "metrics": describe_metrics(config, dataset),
         "workdir": str(workdir),
@@ -217,7 +225,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     if extension is not None:
         lines += [f"changes: {k}: {old} -> {new}" for k, (old, new) in extension.changes.items()]
-    lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
+    notes = (*dataset.notes, *note_on_steps(config, dataset), *note_on_target(config, wired))
+    notes += tuple(note_on_loss(config))
+    lines += [f"note: {note}" for note in notes]
     return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
 
 
@@ -263,6 +273,32 @@ def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
         f"each of {num_images:,} images is seen {epochs:,.0f} times, where published runs on "
         "small sets see theirs 2,000 to 4,000 times: "
         f"--config.num_steps={suiting_steps(num_images, config.batch_size)} suits them"
+    ]
+
+
+def note_on_target(config: ConfigDict, wired: Wired) -> list[str]:
+    """A note where a transformer is to learn to predict noise in few steps."""
+    slow = [build(choices.TARGETS[name]) for name in choices.MODELS_OF_TARGETS]
+    if wired.precond.target not in slow or not isinstance(wired.network, DiT):
+        return []
+    if config.num_steps > MANY_STEPS:
+        return []
+    return [
+        "a transformer learns to predict noise in many more steps than these: leave "
+        "model=... out or take model=unet, or predict v instead, with target=v (docs/recipes.md)"
+    ]
+
+
+def note_on_loss(config: ConfigDict) -> list[str]:
+    """A note where the loss is one that needs many more steps than others."""
+    loss = config.objective[TARGET]
+    found = [x for name, x in choices.SLOW_LOSSES.items() if choices.LOSSES[name][TARGET] == loss]
+    if not found or config.num_steps > MANY_STEPS:
+        return []
+    return [
+        f"this loss needs many more steps: on digits, after as much training as 1,200 steps of "
+        f"flow matching, it had a Fréchet distance of {found[0]:g} in one evaluation, and "
+        "mean_flow 0.65 (docs/objectives.md)"
     ]
 
 

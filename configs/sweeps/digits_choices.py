@@ -22,6 +22,8 @@ def get_sweep() -> Sweep:
         {"objective": ("flow", "sd3", "v"), "config.seed": (0, 1, 2)},
         {
             "config.num_steps": 400,
+            "config.batch_size": 128,
+            "config.optimizer.learning_rate": 2e-3,
             "config.evaluation.num_samples": 250,
             "config.evaluation.solvers": ("heun",),
             # Guidance doubles the evaluations: 5 and 9 steps with it cost what 9 and 18 do without.

@@ -21,11 +21,15 @@ NAMES = tuple(
 
 
 def get_sweep() -> Sweep:
-    """Axes: objective."""
+    """Axes: objective, model."""
     return Sweep(
         "configs/digits.py",
-        {"objective": NAMES},
+        {"objective": NAMES, "model": ("dit",)},
         {
+            "config.num_steps": 1_200,
+            "config.batch_size": 128,
+            "config.optimizer.learning_rate": 2e-3,
+            "config.sampling.guidance_scale": 1.5,
             "config.evaluation.solvers": ("ddim", "heun"),
             "config.evaluation.grids": ("uniform", "karras"),
             "config.evaluation.num_steps": (9, 18),

@@ -13,15 +13,18 @@ from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:
-    """Axes: objective, seed."""
+    """Axes: objective, model, seed."""
     return Sweep(
         "configs/digits.py",
         {
             "objective": ("flow", "sd3", "v", "edm", "ddpm", "min_snr"),
+            "model": ("dit",),
             "config.seed": (0, 1, 2),
         },
         {
             "config.num_steps": 800,
+            "config.batch_size": 128,
+            "config.optimizer.learning_rate": 2e-3,
             "config.sampling.guidance_scale": 1.0,
             "config.evaluation.num_samples": 500,
             "config.evaluation.solvers": ("ddim",),

@@ -12,11 +12,12 @@ from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:
-    """Axes: seed, objective."""
+    """Axes: seed, model, objective."""
     return Sweep(
         "configs/digits.py",
         {
             "config.seed": (0, 1, 2),
+            "model": ("dit",),
             "objective": (
                 *("flow", "ddpm"),
                 *("mean_flow", "imf", "pmf", "alpha_flow", "soflow", "shortcut", "flow_map", "tvm"),
@@ -25,6 +26,8 @@ def get_sweep() -> Sweep:
         },
         {
             "config.num_steps": 1_200,
+            "config.batch_size": 128,
+            "config.optimizer.learning_rate": 2e-3,
             "config.sampling.guidance_scale": 1.0,
             "config.sampling.num_steps": 1,
             "config.evaluation.num_samples": 500,

@@ -113,7 +113,7 @@ def ensemble_groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[
     Example:
         >>> from configs import digits
         >>> configs = {name: digits.get_config() for name in "abcd"}
-        >>> configs["b"].batch_size = 64
+        >>> configs["b"].batch_size = 32
         >>> configs["c"].seed = 1
         >>> ensemble_groups(configs, most=2)
         [('a', 'c'), ('b',), ('d',)]

@@ -44,7 +44,7 @@ def test_training_names_the_page_and_then_says_it_is_finished(
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
     folder = tmp_path / "run"
-    status = run(train, f"--config={CONFIGS}/digits.py:objective=ddpm", "--dry_run",
+    status = run(train, f"--config={CONFIGS}/digits.py:objective=ddpm,model=dit", "--dry_run",
                  "--config.model.depth=1", f"--workdir={folder}")  # fmt: skip
     assert status == 0
     assert not folder.exists()
@@ -52,6 +52,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
     assert "1,438 images of 8x8x1" in output
     assert "Noise" in output
     assert "parameters" in output
+    assert "heun, 9 steps of the grid uniform" in output
+    assert "note: a transformer learns to predict noise in many more steps" in output
 
 
 def test_a_run_without_memory_says_what_to_try(tmp_path, capsys, monkeypatch):
@@ -62,7 +64,7 @@ def test_a_run_without_memory_says_what_to_try(tmp_path, capsys, monkeypatch):
     arguments = ["--config=configs/digits.py", f"--workdir={tmp_path}"]
     assert cli.run(train.main, train.FLAGS, usage="", argv=arguments) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    for word in ("batch_size=128", "accumulation_steps=2", "remat=full", "mesh.fsdp=-1"):
+    for word in ("batch_size=64", "accumulation_steps=2", "remat=full", "mesh.fsdp=-1"):
         assert word in line
 
 

@@ -397,7 +397,8 @@ def test_a_wrapped_objective_from_training_to_samples(tmp_path):
         "--config.evaluation.num_samples=20", "--config.evaluation.batch_size=104",
         "--config.evaluation.solvers=()", f"--workdir={tmp_path / 'run'}",
     ]  # fmt: skip
-    config = "--config=configs/digits.py:objective=iddpm,wrappers=learned_variance+uncertainty"
+    choices = "objective=iddpm,model=dit,wrappers=learned_variance+uncertainty"
+    config = f"--config=configs/digits.py:{choices}"
     assert run(train, config, *tiny) == 0
     assert run(train, config, *tiny) == 0, "the saved config must be the same config"
     assert run(sample, f"--workdir={tmp_path / 'run'}", "--num_samples=4") == 0

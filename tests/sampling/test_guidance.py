@@ -41,6 +41,7 @@ from diffjax.spec import build
 from experiments import sample, train
 from experiments.flags import cli
 
+IDDPM = ":objective=iddpm,model=dit"
 PATH = Linear()
 TIMES = np.array([0.2, 0.5, 0.9], np.float32)
 RULES = {name: build(lookup.guidance_called(name)) for name in choices.GUIDANCE}
@@ -361,7 +362,7 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
         "--config.evaluation.solvers=()", "--config.evaluation.batch_size=104",
         "--config.sampling.num_steps=2",
     ]  # fmt: skip
-    for name, axes in {"run": ":objective=iddpm", "other": ":objective=iddpm", "flow": ""}.items():
+    for name, axes in {"run": IDDPM, "other": IDDPM, "flow": ""}.items():
         given = f"--config=configs/digits.py{axes}", f"--workdir={tmp_path / name}"
         assert run(train, *given, *tiny, f"--config.seed={len(name)}") == 0
     draw = [f"--workdir={tmp_path / 'run'}", "--num_samples=4", "--num_steps=3", "--solver=ddpm"]
