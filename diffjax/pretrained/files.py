@@ -19,7 +19,7 @@ import safetensors.numpy
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
 from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
-from diffjax.pretrained.tensors import MappedFile, Tensor, finite, first_bytes
+from diffjax.pretrained.tensors import MappedFile, Tensor, first_bytes
 from diffjax.pretrained.torch_files import read_torch
 
 _DTYPES: Mapping[str, Any] = {
@@ -52,18 +52,18 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file or part, the file has another format, is damaged, or
             contains anything but tensors. Damage within the numbers of a tensor is noticed when it
-            is read, and so are numbers that are not finite.
+            is read.
     """
     place = place_of(str(path))
     start = first_bytes(place, 9)
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
     if start[8:9] != b"{":
         if is_persistent_pickle(place):
-            return finite(read_persistent_pickle(place, part or "ema").tensors, path)
-        return finite(read_torch(str(place), part), path)
+            return read_persistent_pickle(place, part or "ema").tensors
+        return read_torch(str(place), part)
     if part:
         raise UserError(f"{path} has no part {part!r}: a file of safetensors has none")
-    return finite(_read_safetensors(str(place)), path)
+    return _read_safetensors(str(place))
 
 
 def read_safetensors_metadata(path: str | Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import place_of, write_json
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
-from diffjax.pretrained.tensors import Tensor, finite
+from diffjax.pretrained.tensors import Tensor
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -84,7 +84,7 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
         if is_persistent_pickle(place):
             network = read_persistent_pickle(place, part or "ema")
             settings = {"_class_name": network.class_name, **network.settings}
-            return Contents(finite(network.tensors, path), settings, place)
+            return Contents(network.tensors, settings, place)
         return Contents(_unwrapped(read_state_dict(place, part)), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
         place = denoiser_of(place)

@@ -3,8 +3,8 @@
 import difflib
 import mmap
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 from diffjax.errors import UserError
 
 _MOST_RESIDENT_BYTES = 2**28
-_AT_ONCE = 2**20  # numbers that are looked at together, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -39,39 +38,6 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.read()
         return array if dtype is None else array.astype(dtype, copy=False)
-
-
-def finite(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The same tensors of a file, whose numbers are refused where one of them is not finite.
-
-    They are looked at when they are read: training and sampling would make NaN of them, without a
-    hint where it came from.
-    """
-
-    def checked(name: str, tensor: Tensor) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            array = tensor.read()
-            if wrong := _num_not_finite(array):
-                raise UserError(
-                    f"{path}: {wrong:,} of {array.size:,} numbers in {name} are not finite: the "
-                    "file is damaged, or of a training that diverged"
-                )
-            return array
-
-        return read
-
-    return {name: replace(tensor, read=checked(name, tensor)) for name, tensor in tensors.items()}
-
-
-def _num_not_finite(array: np.ndarray) -> int:
-    """How many numbers of an array are infinite or NaN: those whose exponent has all bits set."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return 0
-    bits = np.dtype(f"u{array.dtype.itemsize}")
-    top = np.array(np.inf, array.dtype).view(bits)
-    numbers = array.reshape(-1)
-    parts = (numbers[i : i + _AT_ONCE].view(bits) for i in range(0, array.size, _AT_ONCE))
-    return sum(int(((part & top) == top).sum()) for part in parts)
 
 
 class MappedFile:

@@ -85,7 +85,7 @@ def optimizer_of(**settings):
     ("make", "said"),
     [
         # As they were tried: probabilities from 0 to 1, decays to below 1, sizes above 0.
-        (lambda: build(spec(AdamW, b2=2)), "b2=2 must be at least 0 and below 1, like 0.999"),
+        (lambda: build(spec(AdamW, b2=2)), "b2=2.0 must be at least 0 and below 1, like 0.999"),
         (lambda: build(spec(AdamW, b1=1.0)), "b1=1.0 must be at least 0 and below 1"),
         (lambda: build(spec(AdamW, eps=-1.0)), "eps=-1.0 must be above 0"),
         (lambda: optimizer_of(clip_norm=0.0), "clip_norm=0.0 must be above 0"),
