@@ -104,9 +104,7 @@ def experiment(
     grids = choices.GRIDS_OF_JUMPS if jumps else choices.GRIDS_OF_PATHS
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
-    config.lora = spec(
-        LoraLayers
-    )  # low-rank changes that are trained alone; with rank 0 there are none
+    config.lora = spec(LoraLayers)  # low-rank changes that are trained alone; with rank 0 none
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)

@@ -88,11 +88,11 @@ def incompatibility(configs: Sequence[ConfigDict]) -> str | None:
     Example:
         >>> from configs import digits
         >>> one, other, larger = (digits.get_config() for _ in range(3))
-        >>> other.optimizer.learning_rate, larger.batch_size = 1e-4, 64
+        >>> other.optimizer.learning_rate, larger.batch_size = 1e-4, 96
         >>> incompatibility([one, other]) is None
         True
         >>> incompatibility([one, larger])
-        'batch_size: 128 there, 64 here'
+        'batch_size: 64 there, 96 here'
     """
     try:
         _check_traceable(configs[0], numbers_of(configs))

@@ -363,8 +363,8 @@ def test_mistakes_are_one_line_and_nothing_is_measured(arguments, message, check
 
 
 THREE_ROWS = (
-    "error: --devices=3, digits: batch_size=128 does not divide over the mesh's data x "
-    "fsdp = 3 device rows; 126 or 129 would"
+    "error: --devices=3, digits: batch_size=64 does not divide over the mesh's data x "
+    "fsdp = 3 device rows; 63 or 66 would"
 )
 
 

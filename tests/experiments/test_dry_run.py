@@ -164,7 +164,7 @@ def test_a_dry_run_refuses_another_runs_folder_as_training_does(folder, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("steps", "says"), [("x", "the first and the last step"), ("2000:9999", "ends with step 1200")]
+    ("steps", "says"), [("x", "the first and the last step"), ("2000:9999", "ends with step 2000")]
 )
 def test_a_dry_run_refuses_to_profile_steps_beyond_the_run(steps, says, capsys):
     argv = ["--config=configs/digits.py", "--dry_run", f"--profile_steps={steps}"]

@@ -146,7 +146,7 @@ def test_at_the_least_time_a_latent_consistency_model_is_its_input():
 
 @pytest.mark.parametrize("name", ["lcm", "progressive", "guidance"])
 def test_the_named_ones_distil_a_run(name):
-    config = digits.get_config(f"objective={name}")
+    config = digits.get_config(f"objective={name},model=dit")
     config.model.update(hidden_size=16, depth=1)
     wired = wire(config, (8, 8, 1), Classes(10))
     traits = wired.objective.traits

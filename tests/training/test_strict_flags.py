@@ -189,4 +189,4 @@ def test_the_loss_by_log_snr():
     loss = LossByLogSNR(lambda _: predict, Linear(), jax.random.key(0), {"noise": Noise()})
     rows, x0 = np.arange(3), np.ones((3, 2, 2, 1), np.float32)
     low, high = np.float32(-1.0), np.float32(1.0)
-    jax.eval_shape(loss._one_bin, None, x0, rows, rows, 1, low, high)
+    jax.eval_shape(loss._one_bin, None, x0, rows, rows, (1, low, high))
