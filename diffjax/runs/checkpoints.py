@@ -88,6 +88,11 @@ class Checkpoints:
             state: a NamedTuple of trees of arrays.
             meta: plain data to store with it.
         """
+        # While Grain is imported, all imports of the process, in whichever thread, return modules
+        # that are read later (etils' `lazy_imports`): `from math import log` would fail in the
+        # threads that write. So it is imported before they begin.
+        import grain  # noqa: F401
+
         if step in self._manager.all_steps():
             return
         content = {**meta, "step": step, "digest": digest(state)}

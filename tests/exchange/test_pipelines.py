@@ -441,7 +441,7 @@ def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
         assert run(edit, *flags, *more) == 2
         error = capsys.readouterr().err
         assert said in error
-        assert len(error.strip().splitlines()) == 1
+        assert error.count("error: ") == 1  # beside lines of progress, where the machine is slow
 
 
 @pytest.mark.parity

@@ -203,13 +203,30 @@ def test_a_result_that_nobody_reads_is_no_error_of_the_program(monkeypatch):
 
 @pytest.mark.process
 def test_a_terminal_without_an_accent_ends_no_program():
-    code = "import sys; from experiments import cli; from absl import flags; sys.exit(cli.run("
+    code = (
+        "import sys; from experiments.flags import cli; from absl import flags; sys.exit(cli.run("
+    )
     code += "lambda args: print('Fr\\u00e9chet'), flags.FlagValues(), usage='', argv=[]))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "Fr\\xe9chet\n"), done.stderr
+
+
+@pytest.mark.process
+def test_what_makes_imports_lazy_is_imported_before_a_checkpoint_is_written(tmp_path):
+    """Grain's import does so for a moment, in all threads; one that imports a function fails."""
+    code = "import sys, jax, pathlib; from diffjax.runs.checkpoints import Checkpoints; "
+    code += "from diffjax.training.state import TrainState; "
+    code += "was = 'grain' in sys.modules; kept = Checkpoints(pathlib.Path(sys.argv[1])); "
+    code += "kept.save(0, TrainState(jax.numpy.zeros(()), {}, {}, {}), {}); kept.wait(); "
+    code += "print(was, 'grain' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 def test_arrays_appear_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -215,7 +215,10 @@ def test_weights_that_are_not_finite_are_named(loaded_run, tmp_path):
     config = trained_config()
     with config.unlocked():
         config.init_from = str(tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"config\.init_from=.*safetensors: conv_in/bias has 1 NaN or infinity among its 16"):
+    with pytest.raises(
+        UserError,
+        match=r"config\.init_from=.*safetensors: conv_in/bias has 1 NaN or infinity among its 16",
+    ):
         loop.train(config, tmp_path / "run")
 
 
