@@ -59,7 +59,7 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
     if start[8:9] != b"{":
         if is_persistent_pickle(place):
-            return read_persistent_pickle(place, part or "ema").tensors
+            return dict(read_persistent_pickle(place, part or "ema").tensors)
         return read_torch(str(place), part)
     if part:
         raise UserError(f"{path} has no part {part!r}: a file of safetensors has none")

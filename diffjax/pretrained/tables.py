@@ -142,7 +142,7 @@ def to_ours(
     found = {}
     for row in rows:
         try:
-            tensors = tuple(finite(name, state[name], source) for name in row.theirs)
+            tensors: Any = tuple(finite(name, state[name], source) for name in row.theirs)
             if not row.transform.reads:
                 tensors = tuple(np.asarray(tensor) for tensor in tensors)
             arrays = row.transform.to_ours(tensors)

@@ -284,7 +284,8 @@ def test_image_tokens_of_mmdit_learn_from_it_up_to_the_depth(scan):
 
     def alignment(params):
         _, hidden = wired.apply(params, x, t, batch["cond"], hidden=True)
-        return wired.objective.alignment(params[PROJECTOR], hidden, batch).mean()
+        objective: Any = wired.objective
+        return objective.alignment(params[PROJECTOR], hidden, batch).mean()
 
     gradient = jax.jit(jax.grad(alignment))(params)
     size = lambda tree: max(np.abs(leaf).max() for leaf in jax.tree.leaves(tree))  # noqa: E731

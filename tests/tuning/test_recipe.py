@@ -1,5 +1,6 @@
 """The training step of a tuned pipeline: loss and gradient are those of diffusers' examples."""
 
+import importlib
 from typing import Any
 
 import jax
@@ -101,9 +102,9 @@ def tensor(x: Any) -> Any:
 
 def of_sdxl(pipe: Any, x0: Any, eps: Any, t: Any, cond: Any) -> Any:
     """The loss of `train_text_to_image_sdxl.py`, of a network that predicts noise."""
-    import diffusers
     import torch
 
+    diffusers: Any = importlib.import_module("diffusers")
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     steps = torch.tensor(np.round(1000 * t - 1).astype(np.int64))
     added = {"text_embeds": tensor(cond["text"].pooled), "time_ids": tensor(cond["size"])}

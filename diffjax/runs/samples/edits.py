@@ -207,7 +207,8 @@ def edit_images(
             f"the result of task={how.task} is not finite: this solver can't integrate these "
             "times; use solver=ddim, or solver=rk4 with more steps"
         )
-    return Edited(*(model.decoded(np.asarray(x)) for x in (made, latents, observed)), anew)
+    result, original, seen = (model.decoded(np.asarray(x)) for x in (made, latents, observed))
+    return Edited(result, original, seen, anew)
 
 
 def shown(run: "Run", images: np.ndarray | None, named: dict[str, Any]) -> Any:
