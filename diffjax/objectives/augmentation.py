@@ -20,9 +20,6 @@ from diffjax.process.paths import Scalar
 from diffjax.process.precond import Apply
 from diffjax.shapes import Images, OneKey, PerSample
 
-NUM_LABELS = 9
-"""The numbers by which a network knows a change: flips, scale, rotation, stretch, shift."""
-
 # The low-pass filter of the wavelet "sym6" (Daubechies 1992): with its mirror image it enlarges
 # images by two and makes them small again without a change.
 _SYM6 = np.array(
@@ -58,7 +55,7 @@ class Change(NamedTuple):
 
     @property
     def labels(self) -> Float[Array, " batch numbers"]:
-        """What the network has as a condition, `NUM_LABELS` numbers an image; 0 for no change."""
+        """What the network has as a condition, nine numbers an image; 0 for no change."""
         parts = (
             self.scale,
             jnp.cos(self.angle) - 1.0,
@@ -167,7 +164,9 @@ class NonLeaky(Wrapper):
         scale = jnp.exp2(self.scale_std * change.scale)
         factor = jnp.exp2(self.stretch_std * change.stretch)
         stretch = jnp.stack([1.0 / factor, factor], axis=1)[:, :, None] * _turn(change.direction)
-        matrix = _turn(change.angle) @ _turn(-change.direction) @ stretch / scale[:, None, None]
+        # In half precision, as TPUs multiply by default, pixels at the edge would be misplaced.
+        turn = jnp.matmul(_turn(change.angle), _turn(-change.direction), precision="highest")
+        matrix = jnp.matmul(turn, stretch, precision="highest") / scale[:, None, None]
         size = jnp.array([images.shape[2], images.shape[1]], jnp.float32)
         return _resampled(images, matrix, self.shift_std * change.shift * size[None])
 

@@ -14,9 +14,10 @@ from flax import linen as nn
 
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
+from diffjax.models.edm.network import AUGMENT_DIM
 from diffjax.models.edm.published import FAMILY
 from diffjax.models.unet import UNet
-from diffjax.objectives.augmentation import NUM_LABELS, Change, NonLeaky, with_labels
+from diffjax.objectives.augmentation import Change, NonLeaky, with_labels
 from diffjax.objectives.base import Progress
 from diffjax.objectives.couplings import Independent
 from diffjax.objectives.denoising import Denoising
@@ -49,7 +50,7 @@ _changed = jax.jit(lambda images, change: NonLeaky(None).changed(images, change)
 def test_no_change_is_none_and_has_no_labels():
     found, labels = changed()
     np.testing.assert_allclose(found, IMAGES, atol=2e-6)
-    assert labels.shape == (2, NUM_LABELS)
+    assert labels.shape == (2, AUGMENT_DIM)
     assert not labels.any()
 
 
