@@ -45,7 +45,7 @@ def commands() -> dict[str, str]:
         >>> "train" in commands(), "cli" in commands()
         (True, False)
     """
-    files = {file.stem: file for file in _FOLDER.glob("[!_]*.py")}
+    files = {file.stem: file for file in _FOLDER.glob("*.py")}
     files |= {
         file.parent.name: file.with_name("__init__.py") for file in _FOLDER.glob("*/__main__.py")
     }

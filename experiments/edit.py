@@ -17,7 +17,6 @@ Prints the root mean square difference between original and result, in units of 
 import sys
 from pathlib import Path as File
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -30,7 +29,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.reports.pictures import save_png
 from diffjax.runs.samples.condition_files import read
-from diffjax.runs.samples.edits import METHODS, TASKS, How, edit_images, unmasked
+from diffjax.runs.samples.edits import METHODS, TASKS, How, Originals, edit_images, unmasked
 from diffjax.runs.samples.model import Model
 from diffjax.runs.samples.recipes import Chosen
 from diffjax.spec import choose
@@ -94,17 +93,12 @@ def main(args: SimpleNamespace) -> None:
     run = published.opened(args, args.weights)
     folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir
     out = File(args.out or folder / "samples" / f"{args.task}.png")
-    images, condition, mask = files_of(args, run.model(args.weights))
     solver, grid = args.solver, args.grid
     made = edit_images(
         run,
-        images,
-        condition,
+        files_of(args, run.model(args.weights)),
         how,
-        mask=mask,
-        num_images=args.num_images,
-        data_path=args.data_path,
-        chosen=Chosen(solver, grid, args.num_steps, args.guidance_scale, against=args.against),
+        Chosen(solver, grid, args.num_steps, args.guidance_scale, against=args.against),
         seed=args.seed,
         weights=args.weights,
     )
@@ -141,10 +135,8 @@ def _check(args: SimpleNamespace) -> None:
             raise UserError(f"there is no image file {name}")
 
 
-def files_of(
-    args: SimpleNamespace, model: Model
-) -> tuple[np.ndarray | None, Any, np.ndarray | None]:
-    """The images of `--input`, what they are to show, and the mask; None without."""
+def files_of(args: SimpleNamespace, model: Model) -> Originals:
+    """The images of `--input`, what they are to show, and the mask; or test images."""
     height, width, channels = model.codec.image_shape(model.wired.image_shape)
     mask = None
     if args.mask is not None:
@@ -152,7 +144,7 @@ def files_of(
         if not mask.any():
             raise UserError(f"{args.mask} is black all over: its white part is what is made anew")
     if not args.input:
-        return None, None, mask
+        return Originals(None, None, mask, args.num_images, args.data_path)
     rows, columns = height, width
     if args.task == "outpaint":
         rows, columns, _ = read_image(args.input[0], channels).shape
@@ -163,7 +155,8 @@ def files_of(
         condition = kind.null(len(args.input))
     else:
         raise UserError("--prompts is missing: what the image of --input is to show")
-    return np.asarray(Images((rows, columns, channels)).parse(args.input)), condition, mask
+    images = np.asarray(Images((rows, columns, channels)).parse(args.input))
+    return Originals(images, condition, mask)
 
 
 USAGE = f"""{__doc__}

@@ -22,7 +22,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 from absl import flags
 
 from diffjax import choices
@@ -96,7 +95,6 @@ def main(args: SimpleNamespace) -> None:
         prompts_called(args.text) if args.text else None,
     )
     in_first(lambda: make_writable(out))
-    part = jax.process_index(), jax.process_count()
     shape = codec.latent_shape(dataset.image_shape)
     if is_first():
         number = len(dataset.train) + len(dataset.test)
@@ -109,7 +107,6 @@ def main(args: SimpleNamespace) -> None:
             stored,
             batch_size=args.batch_size,
             place=local_rows(),
-            part=part,
         )
     if is_first():
         print(summary(out, new))

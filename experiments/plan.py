@@ -245,7 +245,7 @@ def in_own_process(
             "answer": str(file),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "experiments._plan_compile"],
+            [sys.executable, "-m", "diffjax.performance.planning.compiling_process"],
             input=json.dumps(request),
             env={
                 **os.environ,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.old_runs import OLD_RUN
 from tests.support.peers import name_operators
 
 
@@ -57,8 +58,7 @@ def old_run():
     import diffjax
     from tests.support.tiny_run import one_device
 
-    place = Path(__file__).parent / "runs" / "old_runs" / "0.1.0"
-    return diffjax.load(place, mesh=one_device())
+    return diffjax.load(OLD_RUN, mesh=one_device())
 
 
 @pytest.fixture

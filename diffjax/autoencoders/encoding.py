@@ -51,7 +51,7 @@ from diffjax.data.pipeline import batch_at
 from diffjax.data.sources import DataSet, Source
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import clear_unfinished, write_json
-from diffjax.host.processes import all_agree, in_first
+from diffjax.host.processes import all_agree, in_first, part_of_processes
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import StorageError, cause, make_writable
 from diffjax.spec import as_spec, to_json
@@ -148,7 +148,6 @@ def encode(
     *,
     batch_size: int = 0,
     place: NamedSharding | None = None,
-    part: tuple[int, int] = (0, 1),
 ) -> bool:
     """Writes the latents of a data set's images, for `diffjax.data.latents`.
 
@@ -163,7 +162,6 @@ def encode(
         stored: what is stored of each image.
         batch_size: images that are encoded together; 0 for about a million pixels on each device.
         place: how a batch lies on devices of this process, by rows; None for one device.
-        part: `(p, P)`: this process, from 0, of how many.
 
     Returns:
         Whether there was anything left to do.
@@ -194,7 +192,7 @@ def encode(
     job = _Job(dataset, codec, folder, stored, facts["latent_shape"], batch_size, place)
     in_first(lambda: job.begin(facts))
     try:
-        job.write(part)
+        job.write(part_of_processes())
     except OSError as error:
         reason = cause(error)
         if reason is None:

@@ -18,7 +18,7 @@ from diffjax.spec import build, to_json
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.state import init_state, is_kept, teacher_name
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 from diffjax.wiring import build_objective, dropout_of
 
 _PLAIN = ("seed", "name", "sampling", "evaluation", "weights")
@@ -234,12 +234,15 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         params |= objective.init_params(key)
         averages = Averages.of(config)
         state = init_state(params, optimizer, averages, objective.init_memory(), nonfinite.init())
-        step = make_train_step(
-            apply, objective, optimizer, num_steps=config.num_steps, averages=averages,
-            condition_dropout=dropout, condition=Unconditional(), nonfinite=nonfinite,
+        settings = StepSettings(
+            num_steps=config.num_steps,
+            condition=Unconditional(),
+            condition_dropout=dropout,
+            averages=averages,
             teacher=teacher_name(teacher, averages),
-        )  # fmt: skip
-        return step(state, key, batch)
+            nonfinite=nonfinite,
+        )
+        return make_train_step(apply, objective, optimizer, settings)(state, key, batch)
 
     values = {name: value[0] for name, value in numbers.values.items()}
     image = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,6 @@ from diffjax.data import DataSet, batches
 from diffjax.data.latents import LOG_VARIANCE
 from diffjax.ensemble.grouping import Numbers, numbers_of
 from diffjax.runs.setup import Setup
-from diffjax.training.averages import Averages
 from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.state import TrainState
 from diffjax.training.step import make_train_step
@@ -188,13 +188,7 @@ def member_step(members: Members) -> Callable:
             inspect.unwrap(setup.wired.apply),
             objective,
             setup.fitted(optimizer),
-            num_steps=config.num_steps,
-            averages=Averages.of(config),
-            condition_dropout=dropout,
-            condition=setup.wired.condition,
-            teacher=setup.teacher,
-            nonfinite=setup.nonfinite,
-            accumulation_steps=setup.accumulation_steps,
+            replace(setup.step_settings, condition_dropout=dropout),
         )(state, key, batch)
 
     return step

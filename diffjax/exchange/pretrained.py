@@ -250,8 +250,9 @@ def from_pretrained(
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
     added = _loras(loras or {}, Path(path))
+    components = components or NO_COMPONENTS
     there = described(
-        path, codec, family, image_size, added, components, prior, texts, settings=settings
+        path, Options(codec, family, image_size, added, components, prior, texts, settings)
     )
     mesh, codec = mesh or make_mesh(), there.codec
     parts = build_parts(
@@ -268,8 +269,32 @@ def from_pretrained(
         there.path,
         found.family.name,
         there.published,
-        components or NO_COMPONENTS,
+        components,
     )
+
+
+class Options(NamedTuple):
+    """What `from_pretrained` is given beside a path, and explains.
+
+    Attributes:
+        codec: what decodes samples.
+        family: the network's class, where the name of the file does not tell.
+        image_size: height and width of samples, or both as one number.
+        loras: files of LoRA, read.
+        components: in the place of components of a pipeline.
+        prior: what makes image embeddings of texts.
+        texts: whether text encoders are read.
+        settings: of the network.
+    """
+
+    codec: str | Path | Codec | None = None
+    family: str | None = None
+    image_size: int | tuple[int, int] | None = None
+    loras: Sequence[Lora] = ()
+    components: Components = NO_COMPONENTS
+    prior: str | Path | ImagePrior | None = None
+    texts: bool = True
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 class Described(NamedTuple):
@@ -294,41 +319,23 @@ class Described(NamedTuple):
     config: ConfigDict
 
 
-def described(
-    path: str | Path,
-    codec: str | Path | Codec | None = None,
-    family: str | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    loras: Sequence[Lora] = (),
-    components: Components | None = None,
-    prior: str | Path | ImagePrior | None = None,
-    texts: bool = True,
-    settings: Mapping[str, Any] = MappingProxyType({}),
-    arguments: str = "",
-) -> Described:
+def described(path: str | Path, options: Options = Options(), arguments: str = "") -> Described:
     """What a published network is, without reading its weights.
 
     Args:
-        path: as of `from_pretrained`.
-        codec: as there.
-        family: as there.
-        image_size: as there.
-        loras: files of LoRA.
-        components: as there.
-        prior: as there.
-        texts: as there.
-        settings: of the network.
+        path: of its file or folder.
+        options: what is in the place of its own.
         arguments: choices on the axes of a config, as `target=v`, in the place of those that the
             network was trained with.
 
     Raises:
         UserError: as `from_pretrained`; there is no such choice.
     """
-    path, components = Path(path), components or NO_COMPONENTS
+    path, components, loras = Path(path), options.components, options.loras
     if components:
         known = components_of(path) if is_pipeline(path) else components_in(path)
         check_components(components, known, path)
-    found = _network(path, family, settings, components)
+    found = _network(path, options)
     denoiser, layout = found.network, found.family
     found = with_loras(found, loras, NETWORK)
     if layout.published is None:
@@ -340,13 +347,13 @@ def described(
             f"{place} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
-    decoder = _codec(codec, path, published, denoiser)
-    if image_size is not None:
-        denoiser = _of_size(denoiser, decoder, image_size)
+    decoder = _codec(options.codec, path, published, denoiser)
+    if options.image_size is not None:
+        denoiser = _of_size(denoiser, decoder, options.image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(layout, denoiser, decoder, path, loras if texts else None, components)
-    if prior is not None:
-        condition = _by_prior(condition, prior, path)
+    condition = _condition(layout, denoiser, decoder, path, options)
+    if options.prior is not None:
+        condition = _by_prior(condition, options.prior, path)
     names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
     few = few_steps(Path(each).name for each in names)
     schedule = _schedule(path, denoiser, few, components)
@@ -400,19 +407,17 @@ def _others(mesh: Mesh, codec: Codec) -> Callable[[str, str | None], Run]:
     return lru_cache(4)(read)
 
 
-def _network(
-    path: Path, family: str | None, settings: Mapping[str, Any], components: Components
-) -> Found:
+def _network(path: Path, options: Options) -> Found:
     """The network of a file, a folder or a pipeline, or the one in the place of the pipeline's.
 
     A file alone shows no number of heads, which are then those that the pipeline has.
     """
-    if NETWORK not in components:
-        return recognised(path, family, settings)
-    contents = read_weights(components[NETWORK])
+    if NETWORK not in options.components:
+        return recognised(path, options.family, options.settings)
+    contents = read_weights(options.components[NETWORK])
     if not contents.config:
         contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
-    return found_in(contents, family or "", **settings)
+    return found_in(contents, options.family or "", **options.settings)
 
 
 def recognised(
@@ -531,22 +536,18 @@ def _condition(
     denoiser: Denoiser,
     codec: Codec,
     path: Path,
-    loras: Sequence[Lora] | None,
-    components: Components,
+    options: Options,
 ) -> Condition:
-    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them.
-
-    Without files of LoRA, of which there may be none, text encoders are left out.
-    """
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
     by_prior = isinstance(parts["text"], ImageEmbeddings)
-    if loras is not None and not by_prior:
+    if options.texts and not by_prior:
         read = prompts_of if is_pipeline(path) else prompts_in
-        how = (loras, components, denoiser.network.dtype)
+        how = (options.loras, options.components, denoiser.network.dtype)
         parts["text"] = read(path, parts["text"], *how) or parts["text"]
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)

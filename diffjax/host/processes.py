@@ -32,6 +32,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def part_of_processes() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are.
+
+    Example:
+        >>> part_of_processes()
+        (0, 1)
+    """
+    return jax.process_index(), jax.process_count()
+
+
 def in_first(action: Callable[[], Any]) -> None:
     """Runs an action in process 0 only; if it raises a `UserError`, all processes raise it.
 

@@ -11,7 +11,6 @@ from diffjax.data.sources import Bucket
 from diffjax.host.interrupts import interruptible
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.setup import Setup, countable
-from diffjax.training.averages import Averages
 from diffjax.training.flops import flops_if_countable
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.step import TrainStep, make_train_step
@@ -23,13 +22,7 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
         setup.wired.apply,
         setup.wired.objective,
         setup.fitted(optimizer or setup.optimizer),
-        num_steps=setup.config.num_steps,
-        averages=Averages.of(setup.config),
-        condition_dropout=setup.wired.condition_dropout,
-        condition=setup.wired.condition,
-        teacher=setup.teacher,
-        nonfinite=setup.nonfinite,
-        accumulation_steps=setup.accumulation_steps,
+        setup.step_settings,
     )
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.host.files import place_of
 from diffjax.pretrained import torch_files as torch
 from diffjax.pretrained.tensors import Tensor, first_bytes
 
@@ -62,32 +61,31 @@ class Network:
     tensors: Mapping[str, Tensor]
 
 
-def is_persistent_pickle(path: str | Path) -> bool:
+def is_persistent_pickle(path: Path) -> bool:
     """Whether a file begins as a pickle, and not as safetensors or the older `torch.save`.
 
     Raises:
         UserError: the file can't be read.
     """
-    start = first_bytes(place_of(str(path)), len(_OLD_START))
+    start = first_bytes(path, len(_OLD_START))
     # The length of a header of safetensors may begin as a pickle does.
     return start[:1] == pickle.PROTO and start[8:9] != b"{" and start != _OLD_START
 
 
-def read_persistent_pickle(path: str | Path, part: str = "ema") -> Network:
+def read_persistent_pickle(path: Path, part: str = "ema") -> Network:
     """Reads a network from a pickle of NVIDIA's; nothing of it is executed.
 
     Args:
-        path: of the file, as `edm2-img512-xs-2147483-0.135.pkl`; `~` is the home folder.
+        path: of the file, as `edm2-img512-xs-2147483-0.135.pkl`.
         part: of the dict in the file.
 
     Raises:
         UserError: there is no such file or part, the file is damaged, or it names anything but
             tensors, arrays, dicts and modules.
     """
-    place = str(place_of(str(path)))
     try:
-        size = os.stat(place).st_size
-        with open(place, "rb") as file:
+        size = os.stat(path).st_size
+        with open(path, "rb") as file:
             unpickler = _Unpickler(file, size)
             tree = unpickler.load()
         if not isinstance(tree, dict):

@@ -389,13 +389,9 @@ class Run:
         named = {"condition": condition, "labels": labels, "prompts": prompts}
         return edits.edit_images(
             self,
-            images,
-            edits.shown(self, images, named),
+            edits.Originals(images, edits.shown(self, images, named), mask, num_images, data_path),
             edits.How(task, strength, method, factor, blur, jump, times),
-            mask=mask,
-            num_images=num_images,
-            data_path=data_path,
-            chosen=Chosen(solver, grid, num_steps, guidance_scale, guidance, against),
+            Chosen(solver, grid, num_steps, guidance_scale, guidance, against),
             seed=seed,
             weights=weights,
         )

@@ -24,6 +24,7 @@ from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.sharding import check_batch, make_mesh
 from diffjax.training.state import TrainState, init_state
+from diffjax.training.step import StepSettings
 from diffjax.training.subset import split
 from diffjax.wiring import Wired, check_wired
 
@@ -125,6 +126,19 @@ class Setup:
     def accumulation_steps(self) -> int:
         """Parts of a batch that the network is evaluated on one after the other."""
         return self.config.accumulation_steps
+
+    @property
+    def step_settings(self) -> StepSettings:
+        """Those of the train step."""
+        return StepSettings(
+            num_steps=self.config.num_steps,
+            condition=self.wired.condition,
+            condition_dropout=self.wired.condition_dropout,
+            averages=Averages.of(self.config),
+            teacher=self.teacher,
+            nonfinite=self.nonfinite,
+            accumulation_steps=self.accumulation_steps,
+        )
 
     def _begin(self, params: Any) -> TrainState:
         memory, averages = self.wired.objective.init_memory(), Averages.of(self.config)

@@ -21,7 +21,7 @@ from diffjax.optimizers.mup import by_width
 from diffjax.spec import build
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 from diffjax.wiring import Wired, wire
 
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -132,10 +132,11 @@ def _training(config: ConfigDict, wired: Wired) -> Callable[..., Array]:
             wired.apply,
             wired.objective,
             optimizer,
-            num_steps=num_steps,
-            averages=Averages(),
-            condition_dropout=wired.condition_dropout,
-            condition=wired.condition,
+            StepSettings(
+                num_steps=num_steps,
+                condition=wired.condition,
+                condition_dropout=wired.condition_dropout,
+            ),
         )
 
         def one(state: Any, number: Array) -> tuple[Any, Array]:

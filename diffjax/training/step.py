@@ -1,6 +1,7 @@
 """The one training step, for every objective, network and mesh."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,18 +27,35 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 """`(state, key, batch[, frozen_teacher]) -> (state, metrics)`."""
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """How a run trains, whatever its network, objective and optimizer are.
+
+    Args:
+        num_steps: of the whole training; objectives receive it in `Progress`.
+        condition: the kind of condition of the examples.
+        condition_dropout: the probability with which a condition is replaced by the null condition,
+            for classifier-free guidance, 0.1 most often; a dict of them by part where there are
+            several.
+        averages: those that are kept.
+        teacher: the name of the weights that the objective learns from (`teacher_name`), where the
+            step is called without a frozen teacher.
+        nonfinite: what becomes of a step whose loss, gradient or update is not finite.
+        accumulation_steps: parts of the batch on which the network is evaluated one after the
+            other; 1 adds nothing to the program.
+    """
+
+    num_steps: int
+    condition: Condition
+    condition_dropout: Rate = 0.0
+    averages: Averages = Averages()
+    teacher: str = LIVE
+    nonfinite: NonFinite = NonFinite()
+    accumulation_steps: int = 1
+
+
 def make_train_step(
-    apply: Apply,
-    objective: Objective,
-    optimizer: Optimizer,
-    *,
-    num_steps: int,
-    averages: Averages,
-    condition_dropout: Rate,
-    condition: Condition,
-    teacher: str = LIVE,
-    nonfinite: NonFinite = NonFinite(),
-    accumulation_steps: int = 1,
+    apply: Apply, objective: Objective, optimizer: Optimizer, settings: StepSettings
 ) -> TrainStep:
     """The step as a pure function `(state, key, batch[, frozen_teacher]) -> (state, metrics)`.
 
@@ -45,32 +63,28 @@ def make_train_step(
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        num_steps: of the whole training; objectives receive it in `Progress`.
-        averages: those that are kept.
-        condition_dropout: the probability with which a condition is replaced by the null condition,
-            for classifier-free guidance; a dict of them by part where there are several.
-        condition: the kind of condition of the examples.
-        teacher: the name of the weights that the objective learns from (`teacher_name`), where the
-            step is called without a frozen teacher.
-        nonfinite: what becomes of a step whose loss, gradient or update is not finite.
-        accumulation_steps: parts of the batch on which the network is evaluated one after the
-            other; 1 adds nothing to the program.
+        settings: everything else.
 
     Returns:
         A function to be jitted by the caller. `key` is the run's and the same in every step; the
         step number is folded in. Metrics are `loss`, `grad_norm`, `learning_rate` and, by log-SNR
-        bin, `bin_loss` (sums) and `bin_count`, and those of `nonfinite`; of losses that compare two
-        times also `worst_interval` `[2]`, the times of the example with the largest loss.
+        bin, `bin_loss` (sums) and `bin_count`, and those of `settings.nonfinite`; of losses that
+        compare two times also `worst_interval` `[2]`, the times of the example with the largest
+        loss.
     """
+    nonfinite = settings.nonfinite
 
     def train_step(
         state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         drop_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        cond = condition.as_trained(drop_key, condition.of_batch(batch), condition_dropout)
+        given = settings.condition.of_batch(batch)
+        cond = settings.condition.as_trained(drop_key, given, settings.condition_dropout)
         seen_batch = {**batch, "cond": cond}
-        progress = Progress(state.step, state.memory, num_steps)
-        teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher
+        progress = Progress(state.step, state.memory, settings.num_steps)
+        teacher_params = frozen_teacher
+        if frozen_teacher is None:
+            teacher_params = state.weights(settings.teacher)
         point = optimizer.gradient_point(state.opt_state, state.params)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
@@ -78,13 +92,13 @@ def make_train_step(
             return objective(apply, whole, teacher_params, loss_key, seen_batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
-            losses_of, apply, point, accumulation_steps
+            losses_of, apply, point, settings.accumulation_steps
         )
         memory = objective.update_memory(state.memory, seen)
         with implicit_promotion():
             updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = averages.update(state.ema, params, state.step)
+        ema = settings.averages.update(state.ema, params, state.step)
         bin_loss, bin_count = by_log_snr(losses, seen["log_snr"])
         metrics = {
             "loss": loss,

@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
 from diffjax.autoencoders.encoding import Stored, encode
@@ -283,9 +282,8 @@ class Cached:
             train, test = (SizedSource(x, kind) for x in (pictures.train, pictures.test))  # pyright: ignore
             pictures = replace(pictures, train=train, test=test)
         in_first(lambda: make_writable(folder))
-        part = jax.process_index(), jax.process_count()
         with locked(folder, "written", "--config.data.cache"):
-            encode(pictures, self.codec, folder, self.stored, place=local_rows(), part=part)
+            encode(pictures, self.codec, folder, self.stored, place=local_rows())
         self.codec.release()
         self.condition.release()
 

@@ -242,11 +242,13 @@ def counted(begin, calls):
     return begun
 
 
-def test_processes_share_the_shards(tmp_path):
+def test_processes_share_the_shards(tmp_path, monkeypatch):
     how = Stored(shard_images=4, dtype="float32")
+    monkeypatch.setattr(module, "part_of_processes", lambda: (0, 2))
     with pytest.raises(UserError, match=r"4 of 8 shards .* are not finished, such as 2"):
-        encode(data_set(), SpaceToDepth(2), tmp_path, how, part=(0, 2))
-    assert encode(data_set(), SpaceToDepth(2), tmp_path, how, part=(1, 2))
+        encode(data_set(), SpaceToDepth(2), tmp_path, how)
+    monkeypatch.setattr(module, "part_of_processes", lambda: (1, 2))
+    assert encode(data_set(), SpaceToDepth(2), tmp_path, how)
     np.testing.assert_allclose(files_of(tmp_path)["latents.npy"], squares(FLOATS), atol=1e-6)
 
 

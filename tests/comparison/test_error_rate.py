@@ -25,7 +25,7 @@ from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import sample
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 from tests.support.compiling import FAST
 
 ARMS = {"even": (0.1, 0), "even too": (0.1, 1), "more": (0.25, 0)}
@@ -61,10 +61,11 @@ def train_and_sample(images, seed):
         network,
         OBJECTIVE,
         optimizer,
-        num_steps=STEPS,
-        averages=Averages((0.98,)),
-        condition_dropout=0.0,
-        condition=Unconditional(),
+        StepSettings(
+            num_steps=STEPS,
+            averages=Averages((0.98,)),
+            condition=Unconditional(),
+        ),
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)
 

@@ -4,7 +4,6 @@ import functools
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from diffjax.runs.measuring import measure
 from diffjax.runs.measuring.measure import Wanted, check_evaluation
 from experiments import evaluate
 from experiments.flags import cli
+from tests.support.old_runs import OLD_RUN
 
-OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 DARK, LIGHT = 60.0, 200.0
 
 

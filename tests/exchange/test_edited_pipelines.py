@@ -83,8 +83,8 @@ class Edited:
         given = {"task": task, "method": None, "strength": None, "pretrained": self.folder}
         args = SimpleNamespace(**{**given, **self.flags, **flags})
         model = run.model()
-        pixels, condition, mask = edit.files_of(args, model)
-        images, condition, anew = edits.begun_with(model, pixels, condition, task, mask)
+        originals = edit.files_of(args, model)
+        images, condition, anew = edits.begun_with(model, originals, task)
         request = Request(condition, 3)
         edited = edits.Edit(model, recipe, request, jnp.asarray(images), anew, own=False)
         self.noise = np.array(edited.noise).transpose(0, 3, 1, 2)

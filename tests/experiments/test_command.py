@@ -21,7 +21,7 @@ def called(monkeypatch, capsys, *argv):
 def test_every_executable_is_a_command_and_what_they_share_is_none():
     found = command.commands()
     assert {"train", "sample", "evaluate", "sweep", "doctor", "benchmark"} <= set(found)
-    assert not {"flags", "_plan_compile", "launch"} & set(found)
+    assert not {"flags", "launch"} & set(found)
     assert all(found.values())
 
 

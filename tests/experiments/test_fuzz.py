@@ -1,7 +1,7 @@
 """Junk on command lines, in Python calls and in files: one clear line or a result, no traceback.
 
 Every run of the tests tries a few dozen, always the same; `pytest tests/experiments/test_fuzz.py
---trials=10000` tries that many, other ones each time. `tests.support.junk` draws what a hand can
+--trials=10000` tries that many, other ones each time. `tests.tools.junk` draws what a hand can
 type from a seed: `--trials=2000 --base_seed=7` tries as many, and each failure says how to see it.
 """
 
@@ -51,12 +51,12 @@ from experiments import (
 )
 from experiments.flags import cli
 from tests.pretrained.test_torch_files import STORAGE, tensor, torch_zip
-from tests.support import junk
+from tests.support.old_runs import OLD_RUN
 from tests.support.one_process import Here
 from tests.support.weights import read_bytes
+from tests.tools import junk
 
 DIGITS = "configs/digits.py"
-RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 FEW = {
     "num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4,
     "num_candidates": 3,
@@ -210,7 +210,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
 def test_junk_flags_on_a_run(fuzz, program, tmp_path, monkeypatch):
     """In the folder of a trained run: an error in one line, or the result."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(RUN, tmp_path / "run")
+    shutil.copytree(OLD_RUN, tmp_path / "run")
     workdir, names = of_the_folder(program, tmp_path / "run")
     few = [f"--{name}={number}" for name, number in FEW.items() if name in program.FLAGS]
 

@@ -21,8 +21,7 @@ from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, spec, to_json
 from experiments import edit, evaluate, find_grid, likelihood, probe, sample, validate
 from experiments.flags import cli
-
-OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 def pictures(folder, shade=0):

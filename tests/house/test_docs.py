@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.old_runs import OLD_RUN
+
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "tests" / "runs" / "old_runs" / "0.1.0"
 PAGES = tuple(
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
 )
@@ -45,7 +46,7 @@ def cases():
 def folder_with_run(tmp_path_factory):
     """A folder with a trained `runs/digits` in it, as small as it can be."""
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(RUN, folder / "runs" / "digits")
+    shutil.copytree(OLD_RUN, folder / "runs" / "digits")
     return folder
 
 

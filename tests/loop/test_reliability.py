@@ -33,7 +33,7 @@ from diffjax.runs.checkpoints import Checkpoints, hindrance
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.state import TrainState, init_state
-from diffjax.training.step import by_log_snr, make_train_step
+from diffjax.training.step import StepSettings, by_log_snr, make_train_step
 from experiments.flags import cli
 
 ROOT = Path(__file__).parents[2]
@@ -308,10 +308,8 @@ class Parabola:
 def step_with(nonfinite: NonFinite):
     objective: Any = Parabola()
     network: Any = None  # this loss asks none
-    return make_train_step(
-        network, objective, sgd(), num_steps=10, averages=Averages((0.5,)), condition_dropout=0.0,
-        condition=Unconditional(), nonfinite=nonfinite,
-    )  # fmt: skip
+    settings = StepSettings(10, Unconditional(), averages=Averages((0.5,)), nonfinite=nonfinite)
+    return make_train_step(network, objective, sgd(), settings)
 
 
 def batch_at(step: int, bad=()) -> dict[str, jax.Array]:

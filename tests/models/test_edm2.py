@@ -27,7 +27,7 @@ from diffjax.runs.samples.model import Request
 from diffjax.sampling.sample import sample_padded
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 from diffjax.wiring import wire
 from tests.references import edm2 as reference
 from tests.support.compiling import FAST
@@ -418,10 +418,9 @@ def test_a_small_one_learns_digits():
         wired.apply,
         wired.objective,
         optimizer,
-        num_steps=steps,
-        averages=averages,
-        condition_dropout=0.1,
-        condition=wired.condition,
+        StepSettings(
+            num_steps=steps, averages=averages, condition_dropout=0.1, condition=wired.condition
+        ),
     )
     train = jax.jit(step, compiler_options=FAST)
     params = jax.jit(wired.init)(jax.random.key(0))

@@ -27,7 +27,7 @@ from diffjax.optimizers.schedules import RiseFromZero
 from diffjax.process.paths import Pair
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 from diffjax.wiring import build_objective
 from tests.references import edm_training as reference
 from tests.support.tiny_run import tiny_config
@@ -249,10 +249,11 @@ def test_two_hundred_steps_of_edm_are_those_of_its_authors():
             lambda params, x, label, cond, *, key=None: network(params, x, label, cond, masks),
             GivenChange(given, change=change),
             optimizer,
-            num_steps=reference.NUM_STEPS,
-            averages=averages,
-            condition_dropout=0.0,
-            condition=Classes(reference.NUM_CLASSES),
+            StepSettings(
+                num_steps=reference.NUM_STEPS,
+                averages=averages,
+                condition=Classes(reference.NUM_CLASSES),
+            ),
         )
         return make(state, jax.random.key(0), batch)
 

@@ -22,7 +22,7 @@ from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import build, spec
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 from diffjax.wiring import wire
 from tests.support.power_profiles import weights_of_steps
 from tests.support.tiny_run import MODELS, tiny_config
@@ -197,10 +197,9 @@ def test_a_run_of_schedule_free_keeps_the_average_as_its_weights_and_averages_of
             network,
             objective,
             optimizer,
-            num_steps=12,
-            averages=averages,
-            condition_dropout=0.0,
-            condition=Unconditional(),
+            StepSettings(
+                num_steps=12, averages=averages, condition_dropout=0.0, condition=Unconditional()
+            ),
         )
     )
     state = init_state({"w": jnp.asarray(START, jnp.float32)}, optimizer, averages)

@@ -1,7 +1,5 @@
 """What Python calls are given is of the kind that they declare, or is refused in one line."""
 
-from pathlib import Path
-
 import pytest
 
 import diffjax
@@ -13,8 +11,7 @@ from diffjax.loop.profile import Profile
 from diffjax.runs.measuring.likelihoods import WantedBits, measure_likelihood
 from diffjax.runs.measuring.measure import Wanted
 from diffjax.spec import TARGET, build
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 @pytest.fixture(scope="module")

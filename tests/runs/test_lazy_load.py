@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +13,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.training.sharding import make_mesh
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 @pytest.fixture(scope="module")

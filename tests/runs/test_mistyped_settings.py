@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,8 +14,7 @@ from diffjax.errors import UserError
 from diffjax.runs.checks import check_config
 from diffjax.settings import Evaluation, Expected, Mesh, Settings
 from experiments.flags import cli
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """Runs of earlier versions, which have to be readable from now on.
 
-Each folder of tests/old_runs was left by `experiments.train` at the commit that its run.json names
-(`git_revision`), with the smallest network there is; `samples.npz` holds what `diffjax.load(…)
-.sample` gave then. A new one is made whenever what a run leaves behind changes.
+Each folder of `tests/runs/old_runs` was left by `experiments.train` at the commit that its run.json
+names (`git_revision`), with the smallest network there is; `samples.npz` holds what
+`diffjax.load(…).sample` returned then. A new one is made whenever what a run leaves behind changes.
 """
 
 import json
 import logging
 import shlex
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,9 +23,10 @@ from diffjax.runs.setup import set_up
 from diffjax.spec import build
 from diffjax.sweeps.cells import resolved
 from diffjax.sweeps.sweep import Cell
+from tests.support.old_runs import OLD_RUNS
 from tests.support.tiny_run import one_device, without_pictures
 
-RUNS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
+RUNS = sorted(path for path in OLD_RUNS.iterdir() if path.is_dir())
 
 
 EACH = pytest.mark.parametrize(

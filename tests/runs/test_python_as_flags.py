@@ -1,7 +1,6 @@
 """What the command line takes, Python takes by the same names, and refuses in the same words."""
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -24,8 +23,7 @@ from diffjax.sampling import grids, guidance, solvers
 from diffjax.spec import build
 from experiments import sample
 from experiments.flags import cli
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 @pytest.fixture(scope="module")

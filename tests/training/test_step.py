@@ -13,7 +13,7 @@ from diffjax.optimizers.base import Optimizer
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.state import init_state, teacher_name
-from diffjax.training.step import by_log_snr, make_train_step
+from diffjax.training.step import StepSettings, by_log_snr, make_train_step
 
 NULL, DROPPED, BATCH = 7, 0.4, 8
 IMAGES = np.linspace(-2.0, 1.5, BATCH).astype(np.float32)
@@ -54,11 +54,13 @@ def test_three_steps_are_those_of_the_definition(decays):
         network,
         objective,
         descent(),
-        num_steps=5,
-        averages=Averages(decays),
-        condition_dropout=DROPPED,
-        condition=Classes(NULL),
-        teacher=teacher_name("ema", Averages(decays)),
+        StepSettings(
+            num_steps=5,
+            averages=Averages(decays),
+            condition_dropout=DROPPED,
+            condition=Classes(NULL),
+            teacher=teacher_name("ema", Averages(decays)),
+        ),
     )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
     state = init_state({"w": jnp.array(2.0)}, descent(), Averages(decays), jnp.array(0.5))
@@ -113,10 +115,8 @@ def test_parts_and_steps_left_out_are_passed_on():
     objective: Any = Asking()
     network: Any = apply
     nonfinite = NonFinite(2)
-    step = make_train_step(
-        network, objective, descent(), num_steps=5, averages=Averages(()), condition_dropout=0.0,
-        condition=Classes(NULL), nonfinite=nonfinite, accumulation_steps=2,
-    )  # fmt: skip
+    settings = StepSettings(5, Classes(NULL), nonfinite=nonfinite, accumulation_steps=2)
+    step = make_train_step(network, objective, descent(), settings)
     state = init_state(
         {"w": jnp.array(2.0)}, descent(), Averages(()), jnp.array(0.5), nonfinite.init()
     )

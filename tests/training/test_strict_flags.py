@@ -4,6 +4,7 @@ So they run under their users' strict flags. JAX refuses what is implicit while 
 traced, so little here is compiled.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -29,7 +30,6 @@ from diffjax.process.targets import Noise
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import LossByLogSNR
-from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.step import make_train_step
 from diffjax.wiring import traits_of
@@ -70,12 +70,7 @@ def trace(arguments="", **changes):
         setup.wired.apply,
         setup.wired.objective,
         setup.fitted(setup.optimizer),
-        num_steps=config.num_steps,
-        averages=Averages.of(config),
-        condition_dropout=0.1,
-        condition=setup.wired.condition,
-        nonfinite=NonFinite(skip_in_a_row=2),
-        accumulation_steps=setup.accumulation_steps,
+        replace(setup.step_settings, nonfinite=NonFinite(skip_in_a_row=2)),
     )
     key, skipped = jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.int32)
     state = setup.abstract._replace(skipped=skipped)

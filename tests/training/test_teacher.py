@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.optimizers.base import Optimizer
 from diffjax.training.averages import Averages
 from diffjax.training.state import init_state, teacher_name
-from diffjax.training.step import make_train_step
+from diffjax.training.step import StepSettings, make_train_step
 
 LIVE = 5.0
 
@@ -53,12 +53,12 @@ def test_the_teacher_is_the_average_of_the_name_or_the_first_of_the_users_decays
     """Also after a compiled step, from which a state's averages come back sorted by name."""
     values = {"ema-0.5": 1.0, "ema-0.99": 2.0, "ema-0.999": 3.0}
     objective: Any = Teacher()
-    step = jax.jit(
-        make_train_step(
-            None, objective, still(), num_steps=2, averages=Averages(decays), condition_dropout=0.0,  # pyright: ignore[reportArgumentType]
-            condition=Unconditional(), teacher=teacher_name(name, Averages(decays)),
-        )
-    )  # fmt: skip
+    network: Any = None  # this loss asks none
+    averages = Averages(decays)
+    settings = StepSettings(
+        2, Unconditional(), averages=averages, teacher=teacher_name(name, averages)
+    )
+    step = jax.jit(make_train_step(network, objective, still(), settings))
     state = init_state({"w": jnp.array(LIVE)}, still(), Averages(decays))
     for _ in range(2):
         state = state._replace(ema={name: {"w": jnp.array(values[name])} for name in state.ema})

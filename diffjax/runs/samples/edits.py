@@ -70,6 +70,25 @@ class How:
             raise UserError(f"blur={self.blur:g} must be above 0: it is a width in pixels")
 
 
+class Originals(NamedTuple):
+    """Images that are to be edited: given ones, or some of the test set.
+
+    Attributes:
+        images: `[n, H, W, C]`, see `pixels_of`; None are test images.
+        condition: arrays with a row for each sample, of the parts that do not follow from the mask;
+            of test images it is theirs.
+        mask: of inpaint, see `anew_of`.
+        num_images: of the test set, evenly spaced.
+        data_path: where the data lie now, if they have moved.
+    """
+
+    images: np.ndarray | None = None
+    condition: Any = None
+    mask: np.ndarray | None = None
+    num_images: int = 10
+    data_path: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Edited:
     """Images that were edited, all `[n, H, W, C]` in [-1, 1].
@@ -151,14 +170,10 @@ class Edit(NamedTuple):
 
 def edit_images(
     run: "Run",
-    images: np.ndarray | None,
-    condition: Any,
+    originals: Originals,
     how: How,
-    *,
-    mask: np.ndarray | None = None,
-    num_images: int = 10,
-    data_path: str | None = None,
     chosen: Chosen = Chosen(),
+    *,
     seed: int = 0,
     weights: str | None = None,
 ) -> Edited:
@@ -166,13 +181,8 @@ def edit_images(
 
     Args:
         run: makes samples from noise.
-        images: `[n, H, W, C]`, see `pixels_of`; None are test images.
-        condition: arrays with a row for each sample, of the parts that do not follow from the mask;
-            of test images it is theirs.
+        originals: the images and what they are to show.
         how: the task and its numbers.
-        mask: of inpaint, see `anew_of`.
-        num_images: of the test set, evenly spaced.
-        data_path: where the data lie now, if they have moved.
         chosen: parts of the recipe.
         seed: of the noise.
         weights: `live` or the name of an average.
@@ -181,10 +191,10 @@ def edit_images(
         UserError: images or a mask of another size; a task, a method or a recipe that does not
             suit this model; a result that is not finite.
     """
-    check_whole("num_images", num_images, 1)
+    check_whole("num_images", originals.num_images, 1)
     if run.parts.wired.objective.traits.starts_at_source:
         raise UserError(f"{run.workdir} makes images from images; editing starts from noise")
-    if mask is not None and how.task != "inpaint":
+    if originals.mask is not None and how.task != "inpaint":
         raise UserError(f"a mask goes with task=inpaint, not {how.task}")
     if run.trained_here:
         scale = 1.0 if chosen.guidance_scale is None else chosen.guidance_scale
@@ -192,12 +202,13 @@ def edit_images(
     recipe = named_recipe(run, chosen).recipe
     check_recipe(recipe, run.parts.wired)
     model = run.model(weights)
-    if images is None:
-        batch = all_examples(run.dataset(data_path).test, num_images)
+    if originals.images is None:
+        batch = all_examples(run.dataset(originals.data_path).test, originals.num_images)
         latents, condition = batch["image"], run.parts.wired.condition.of_batch(batch)
-        anew = anew_of(mask, how.task, model.codec.image_shape(model.wired.image_shape))
+        shape = model.codec.image_shape(model.wired.image_shape)
+        anew = anew_of(originals.mask, how.task, shape)
     else:
-        latents, condition, anew = begun_with(model, images, condition, how.task, mask)
+        latents, condition, anew = begun_with(model, originals, how.task)
     request = Request(condition, seed)
     edit = Edit(model, recipe, request, jnp.asarray(latents), anew, run.trained_here)
     with progress(f"editing {len(latents)} images, {recipe.num_steps} steps"):
@@ -233,12 +244,13 @@ def shown(run: "Run", images: np.ndarray | None, named: dict[str, Any]) -> Any:
 
 
 def begun_with(
-    model: Model, images: np.ndarray, condition: Any, task: str, mask: np.ndarray | None
+    model: Model, originals: Originals, task: str
 ) -> tuple[np.ndarray, Any, np.ndarray | None]:
-    """Images, encoded, and what they are to show, the fewer of both in turn, and `anew_of`."""
-    pixels, anew = pixels_of(model, images, task)
+    """Given images, encoded, what they are to show, the fewer of both in turn, and `anew_of`."""
+    condition: Any = originals.condition
+    pixels, anew = pixels_of(model, np.asarray(originals.images), task)
     if anew is None:
-        anew = anew_of(mask, task, pixels.shape[1:])
+        anew = anew_of(originals.mask, task, pixels.shape[1:])
     kind, latents, given = model.wired.condition, model.encoded(pixels), {}
     if (name := masked_part(kind)) is not None:
         if anew is None:

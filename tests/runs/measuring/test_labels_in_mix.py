@@ -1,6 +1,5 @@
 """Pairs for reflow, and samples that grids are found on, have the labels that evaluations have."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +13,7 @@ from diffjax.runs.measuring.measure import labels_in_mix
 from diffjax.runs.samples.model import Model
 from experiments import find_grid, reflow
 from experiments.flags import cli
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 def run_on(counts, mix="data", num_classes=None):

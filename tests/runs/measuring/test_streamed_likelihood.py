@@ -1,7 +1,6 @@
 """Of the test images one batch at a time is in memory."""
 
 from collections import namedtuple
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -12,8 +11,8 @@ import diffjax
 from diffjax.data import ArraySource, DataSet, eval_batches
 from diffjax.likelihood.dequantise import Dequantised
 from diffjax.runs.measuring import likelihoods
+from tests.support.old_runs import OLD_RUN
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 Found = namedtuple("Found", "log_p standard_error nfe")
 
 

@@ -1,7 +1,6 @@
 """A second equal `run.sample` compiles nothing, nor does one with other numbers."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from diffjax.runs.measuring.measure import WantedSamples, drawer
 from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations
+from tests.support.old_runs import OLD_RUN
 from tests.support.tiny_run import of_noise, one_device, tiny_config
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")

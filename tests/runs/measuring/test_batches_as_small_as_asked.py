@@ -1,7 +1,6 @@
 """Nothing is padded to a batch that nobody wanted: few samples cost few evaluations."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,7 @@ from diffjax.sampling import solvers
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import evaluate
 from experiments.flags import cli
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """How many small faults in the library the tests notice.
 
     pip install -e '.[test,mutation]'
-    python -m tests.support.mutants --count=150 --seed=0 --out=mutants.jsonl
+    python -m tests.tools.mutants --count=150 --seed=0 --out=mutants.jsonl
 
 Places in the mathematics are drawn by seed, one after another, and one operator, number or
 condition is changed in each (the operators are cosmic-ray's). Each mutant is tried against the

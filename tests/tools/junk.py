@@ -1,6 +1,6 @@
 """What a hand can type that means nothing: tries drawn from a seed, each of which has to end well.
 
-    python -m tests.support.junk --seed=7 --tries=2000
+    python -m tests.tools.junk --seed=7 --tries=2000
 
 makes that many tries and prints each kind of failure once, with the number of a try that shows it.
 A try ends well where it returns, raises `UserError`, or gets to where work begins: sampling,
@@ -66,10 +66,10 @@ from experiments import (
 )
 from experiments import solvers as solvers_page
 from experiments.flags import cli
+from tests.support.old_runs import OLD_RUN
 from tests.support.one_process import Here
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "tests" / "runs" / "old_runs" / "0.1.0"
 
 
 class WorkBegins(Exception):
@@ -316,7 +316,7 @@ def call_train(rng: Random, where: Path) -> None:
 
 def folder_of(rng: Random, where: Path) -> Any:
     """The folder of the run, most often."""
-    return RUN if rng.randrange(4) else rng.choice((where, str(where / "none"), value(rng)))
+    return OLD_RUN if rng.randrange(4) else rng.choice((where, str(where / "none"), value(rng)))
 
 
 def call_load(rng: Random, where: Path) -> None:
@@ -330,7 +330,7 @@ def call_load(rng: Random, where: Path) -> None:
 
 @functools.cache
 def _loaded() -> Run:
-    return diffjax.load(RUN)
+    return diffjax.load(OLD_RUN)
 
 
 def call_run(rng: Random, where: Path) -> None:
@@ -398,8 +398,8 @@ def _json(config: ConfigDict) -> bool:
 
 def damaged_run(rng: Random, where: Path) -> None:
     """A run whose saved config was changed by hand."""
-    shutil.copytree(RUN, where / "run", symlinks=True)
-    config = from_json((RUN / "config.json").read_text(), upgrade=upgrade)
+    shutil.copytree(OLD_RUN, where / "run", symlinks=True)
+    config = from_json((OLD_RUN / "config.json").read_text(), upgrade=upgrade)
     config = changed(rng, ConfigDict(config.to_dict()))
     if _json(config):
         (where / "run" / "config.json").write_text(to_json(config))
@@ -438,7 +438,7 @@ class Program:
 
 def _on_run(where: Path) -> dict[str, str]:
     del where
-    return {"workdir": str(RUN)}
+    return {"workdir": str(OLD_RUN)}
 
 
 def _with_config(where: Path) -> dict[str, str]:
@@ -460,7 +460,7 @@ PROGRAMS = (
     Program(export, lambda where: {**_on_run(where), "out": str(where / "out")}),
     Program(reflow, lambda where: {**_on_run(where), "out": str(where / "out.npz")}),
     Program(report, lambda where: {"workdir": str(where), "out": str(where / "page")}),
-    Program(validate, lambda where: {"workdirs": str(RUN)}),
+    Program(validate, lambda where: {"workdirs": str(OLD_RUN)}),
     Program(objectives, lambda where: {"out": str(where)}),
     Program(solvers_page, lambda where: {"out": str(where)}),
     Program(

@@ -1,15 +1,12 @@
 """Names are looked up though there is nothing to draw by them."""
 
-from pathlib import Path
-
 import pytest
 
 from diffjax.errors import UserError
 from diffjax.runs.measuring.measure import Wanted, wanted_recipes
 from experiments import evaluate
 from experiments.flags import cli
-
-OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
+from tests.support.old_runs import OLD_RUN
 
 
 @pytest.fixture(scope="module")
