@@ -322,11 +322,11 @@ class Run:
 
     def edit(
         self,
-        images: np.ndarray | None = None,
+        images: Any = None,
         condition: Any = None,
         *,
         task: str = "vary",
-        mask: np.ndarray | None = None,
+        mask: Any = None,
         labels: Any = None,
         prompts: Any = None,
         strength: float | None = None,
@@ -346,18 +346,19 @@ class Run:
         weights: str | None = None,
         data_path: str | None = None,
     ) -> "Edited":
-        """Edits images as `experiments.edit` does; arguments are its flags, and images are arrays.
+        """Edits images as `experiments.edit` does; arguments are its flags.
 
-            made = run.edit(images, labels=[3], task="inpaint", mask=mask, method="replace")
+            made = run.edit("photo.png", labels=3, task="inpaint", mask="mask.png")
             made.images
 
         Args:
-            images: `[n, H, W, C]` in [-1, 1], or uint8 from 0 to 255, in the size of samples; for
-                `outpaint` they may be smaller. None are `num_images` of the test set with their
-                conditions.
+            images: files by their names, or `[n, H, W, C]` in [-1, 1], or uint8 from 0 to 255, in
+                the size of samples; for `outpaint` they may be smaller. None are `num_images` of
+                the test set with their conditions.
             condition: what each image is to show, as in `sample`; one or one for each.
             task: `vary`, `inpaint`, `outpaint`, `upscale`, `deblur`, `colour` or `invert`.
-            mask: of `inpaint`, `[H, W]`: pixels above 0 are made anew. By default the lower half.
+            mask: of `inpaint`, a file, whose white part is made anew, or `[H, W]`: pixels above 0
+                are. By default the lower half.
             labels: the same as `condition`, by the name of the flag.
             prompts: as `labels`.
             strength: share of the solver's steps in (0, 1]; of `vary` 0.6, else 1.
@@ -387,11 +388,14 @@ class Run:
         from diffjax.runs.samples import edits
 
         named = {"condition": condition, "labels": labels, "prompts": prompts}
+        how = edits.How(task, strength, method, factor, blur, jump, times)
+        model = self.model(weights)
+        images, mask = edits.images_in(model, images, task), edits.mask_in(model, mask)
         return edits.edit_images(
             self,
             images,
             edits.shown(self, images, named),
-            edits.How(task, strength, method, factor, blur, jump, times),
+            how,
             mask=mask,
             num_images=num_images,
             data_path=data_path,
