@@ -47,15 +47,17 @@ class Progress:
     def line(self) -> str:
         """The phrase, and the time that is left, where it can be estimated.
 
-        The first part is left out of the estimate once there is a second: it compiles.
+        The first part is left out of the estimate once there is a second: it compiles. Where a part
+        takes longer than all that was left by the estimate, that is no estimate any more.
         """
         now, (last, done) = self._clock(), self._last
+        so_far = f"{self._what}, {tqdm.format_interval(round(now - self._began[0]))} so far"
         if not self._total or not done:
-            return f"{self._what}, {tqdm.format_interval(round(now - self._began[0]))} so far"
+            return so_far
         begin = self._first if self._first and done > self._first[1] else self._began
         rate = (last - begin[0]) / (done - begin[1])
-        left = max((self._total - done) * rate - (now - last), 0.0)
-        return f"{self._what}, {tqdm.format_interval(round(left))} left"
+        left = (self._total - done) * rate - (now - last)
+        return so_far if left < 0 else f"{self._what}, {tqdm.format_interval(round(left))} left"
 
 
 @contextmanager

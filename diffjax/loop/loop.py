@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals
+from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals, stopped_at
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
@@ -216,8 +216,9 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     evaluations = Evaluations(training, start["step"])
                     stack.enter_context(closing(evaluations))
                     # A folder that can't hold a checkpoint fails now, not after an hour.
-                    with progress("saving the first checkpoint"):
-                        recorder.save(state)
+                    recorder.save(state)
+                    if training.should_stop():
+                        raise Interrupted(stopped_at(start["step"], config.num_steps, workdir))
                     recorder.draw_beginning(state)
                     train_step = stack.enter_context(
                         profiled(training.profile, workdir, train_step, start["step"])
@@ -247,10 +248,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                         if recorder.due(step, stop):
                             recorder.keep(step, state, stop)
                         if stop:
-                            raise Interrupted(
-                                f"stopped at step {step} of {config.num_steps} and saved in "
-                                f"{workdir}; the same command goes on from there"
-                            )
+                            raise Interrupted(stopped_at(step, config.num_steps, workdir))
                 break
             except NonFiniteLoss as error:
                 trouble = error.with_traceback(None)

@@ -239,7 +239,10 @@ def shown(run: "Run", images: np.ndarray | None, named: dict[str, Any]) -> Any:
         return kind.null(len(images))
     if not given:
         raise UserError("what the images are to show is missing: labels=3, or prompts=TEXT")
-    return conditions_of(kind, one_condition(kind, named, None))
+    condition = conditions_of(kind, one_condition(kind, named, None))
+    if not len_of(condition):
+        raise UserError("what the images are to show is an empty list: labels=3, or prompts=TEXT")
+    return condition
 
 
 def begun_with(
