@@ -176,7 +176,7 @@ def test_a_run_that_is_rolled_back_has_the_best_state_before(measured_run, tmp_p
     ("stop_at", "step"), [(9, 4), pytest.param(13, 6, marks=pytest.mark.thorough)]
 )
 def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path, stop_at, step):
-    """`should_stop` is called before step 1, after each step and before each batch of an evaluator."""
+    """`should_stop` is called before step 1, after each, and before each batch of an evaluator."""
     config, calls = config_of("known/mean"), []
     setup = set_up(config, (8, 8, 1), digits().condition)
 
