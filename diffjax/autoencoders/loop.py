@@ -35,7 +35,7 @@ from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, to_host, translate_lost_processes
 from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
-from diffjax.host.storage import make_writable, translate_storage_errors
+from diffjax.host.storage import check_named, make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.logging import ProgressBar, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
@@ -197,6 +197,7 @@ def train_autoencoder(
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     check_arguments(train_autoencoder, config=config, workdir=workdir, command=command)
+    check_named(workdir)
     workdir = Path(workdir)
     setup = set_up(config)
     in_first(lambda: make_writable(workdir))

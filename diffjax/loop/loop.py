@@ -18,7 +18,7 @@ from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
 from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
-from diffjax.host.storage import make_writable, translate_storage_errors
+from diffjax.host.storage import check_named, make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import Begin, initial_weights, restore_or_init
 from diffjax.loop.callbacks import Callback, check_callbacks
@@ -89,6 +89,7 @@ def train(
         train, config=config, workdir=workdir, command=command, watchdog=watchdog, profile=profile
     )
     check_callbacks(callbacks)
+    check_named(workdir)
     workdir = Path(workdir)
 
     # All checks come before the first write.
