@@ -156,6 +156,7 @@ class Run:
         Raises:
             UserError: there is no such checkpoint, or the run was not loaded from one.
         """
+        check_arguments(Run.at, step=step)
         if not isinstance(self.arrays, Saved):
             raise UserError(f"{self.workdir} has no checkpoints: only a run that was loaded has")
         workdir = self.arrays.folder.parent

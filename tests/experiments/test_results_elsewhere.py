@@ -110,6 +110,7 @@ def test_files_are_edited_as_their_arrays_are(loaded, tmp_path):
         ({"images": np.full((1, 8, 8, 1), 200.0), "labels": 3}, "from 200 to 200: they are uint8"),
         ({"images": np.full((1, 8, 8, 1), np.nan), "labels": 3}, "not finite"),
         ({"images": "no.png", "labels": 3}, "'no.png' is no image file"),
+        ({"labels": 3, "method": "replace"}, "goes with a measurement, not with vary"),
         ({"labels": [3], "strength": "half"}, "strength='half' must be a number"),
         ({"labels": [3], "task": "deblur", "blur": "x"}, "blur='x' must be a number"),
     ],
@@ -260,6 +261,8 @@ def test_another_checkpoint_of_a_run_shares_its_programs(loaded, trained, monkey
         loaded.at(3)
     with pytest.raises(UserError, match="has no best checkpoint"):
         loaded.at("best")
+    with pytest.raises(UserError, match=r"step=1\.5 must be a whole number"):
+        loaded.at(1.5)
     with pytest.raises(UserError, match="only a run that was loaded has"):
         dataclasses.replace(loaded, arrays=loaded.parts.abstract).at(0)
 

@@ -24,7 +24,7 @@ def test_the_time_left_leaves_out_the_first_part_once_there_is_a_second():
 def test_without_a_known_amount_the_line_says_how_long_it_took_so_far():
     work = Progress("compiling", 0, at(0.0, 2.0, 7.0))
     work.at(1, "compiling more")
-    assert work.line() == "compiling more, 00:07 so far"
+    assert work.line() == "compiling more, 00:05 so far", "since that began"
 
 
 def test_a_part_that_takes_longer_than_all_that_was_left_has_no_estimate():

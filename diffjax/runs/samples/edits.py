@@ -34,6 +34,7 @@ from diffjax.wiring import check_recipe
 if TYPE_CHECKING:  # `runs.load` imports this module.
     from diffjax.runs.load import Run
 
+_WITHOUT_METHOD = ("vary", "invert")
 LARGEST = 10.0
 """Values beyond it are no images in [-1, 1], which samples and noise leave by little."""
 METHODS = {
@@ -70,6 +71,8 @@ class How:
     def __post_init__(self) -> None:
         check_arguments(How, **vars(self))
         choose(TASKS, self.task, "task")
+        if self.method is not None and self.task in _WITHOUT_METHOD:
+            raise UserError(f"method={self.method} goes with a measurement, not with {self.task}")
         for name, least in (("factor", 2), ("jump", 1), ("times", 1)):
             check_whole(name, getattr(self, name), least)
         if not self.blur > 0:
