@@ -84,6 +84,7 @@ def test_files_are_edited_as_their_arrays_are(loaded, tmp_path):
     array = grey[None, :, :, None]
     assert edits.images_in(model, array, "vary") is array
     white = edits.mask_in(model, tmp_path / "a.png")
+    assert white is not None
     np.testing.assert_array_equal(white[0, :, :, 0], grey >= 128)
     made = edits.Edited(np.ones((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)), array)
     assert repr(made) == "Edited(2 of 8×8×1, difference 1.0000)"
