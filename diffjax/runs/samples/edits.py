@@ -313,9 +313,9 @@ def _checked(model: Model, images: np.ndarray, shape: tuple[int, ...]) -> np.nda
         raise UserError(
             f"images are an array of {needed} or names of files, not {size} of {images.dtype}"
         )
-    if images.dtype == np.uint8:
-        images = images / 127.5 - 1.0
+    scaled = images.dtype == np.uint8
     images = np.asarray(images, np.float32)
+    images = images / 127.5 - 1.0 if scaled else images
     if not np.isfinite(images).all():
         raise UserError("the images have values that are not finite")
     if model.codec.bounded and abs(images).max() > LARGEST:
