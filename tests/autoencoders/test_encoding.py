@@ -318,6 +318,7 @@ def test_training_draws_orientation_and_latent_by_seed_step_and_place(tmp_path):
     assert LOG_VARIANCE not in batch
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_draw_depends_on_neither_mesh_nor_ensemble():
     mean, log_variance = (RANDOM.normal(size=(8, 2, 3, 4)).astype(np.float32) for _ in range(2))
     key = posterior_key(3)

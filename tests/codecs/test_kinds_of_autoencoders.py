@@ -52,6 +52,7 @@ def codec_of(size, tmp_path):
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (2, 4, 6, 3)).astype(np.float32)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_latents_of_edm2_are_scaled_by_its_statistics_of_each_channel(tmp_path):
     """(z − mean) · 0.5 / std, as `edm2/training/encoders.py` states it, and their deviations."""
     codec = codec_of("edm2", tmp_path)

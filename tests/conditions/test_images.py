@@ -133,6 +133,7 @@ def test_what_a_network_can_not_take_is_refused():
         parts_of({"one": jnp.array([1]), "other": jnp.array([2])})
 
 
+@pytest.mark.thorough(tenth=False)
 def test_stacked_blocks_attend_to_the_same_tokens():
     """With weights that are the same in each block, both layouts compute the same."""
     from diffjax.models.dit.stages import stack_blocks

@@ -153,6 +153,7 @@ def test_it_is_sampled_by_number_texts_arrays_and_away_from_others(workdir):
             run.sample(given)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_it_is_sampled_from_the_command_line(workdir, tmp_path, capsys):
     out = tmp_path / "a.png"
     argv = [f"--workdir={workdir}", f"--out={out}", "--allowed_packages=tests", "--num_samples=4"]

@@ -956,6 +956,7 @@ def test_tfds_images_of_another_size_are_named_or_passed_over(tmp_path, caplog):
 
 
 class TestColours:
+    @pytest.mark.thorough(tenth=False)
     def test_perfect_training_would_end_in_the_stated_distance(self):
         """Real draws of each, against the formula, and the two ways to spoil them are equal."""
         for blur in (0.0, 0.15, 0.25):

@@ -81,6 +81,7 @@ def test_latents_encoded_anew_have_another_fingerprint(tmp_path, latent_arrays):
     assert found(latent_folder(tmp_path, latent_arrays)) != before
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_reference_is_made_anew_of_latents_that_changed(tmp_path, latent_arrays):
     """Also where the fingerprint does not see it: of 2,000 latents it looks into 256 a split."""
     arrays = {name: np.concatenate([array] * 50) for name, array in latent_arrays.items()}

@@ -578,6 +578,7 @@ class TestCompare:
                 assert provenance[key] == whole[key]
         assert 8 < found["inception_score"]["value"] < 10
 
+    @pytest.mark.thorough(tenth=False)
     def test_what_few_samples_or_no_classes_do_not_give_is_none(self, digits_reference, real):
         few = compare(real[0][:5], None, digits_reference)
         for name in ("frechet_distance_at_infinity", "precision", "coverage", "inception_score"):

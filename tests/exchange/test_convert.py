@@ -159,6 +159,7 @@ def test_a_run_is_written_with_the_weights_that_are_named(trained_run, tmp_path)
         read_own(tmp_path / "a")
 
 
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_an_autoencoder_of_ldm_becomes_a_folder_of_diffusers(tmp_path, prefix):
     network = AutoencoderKL(channels=(32, 64), num_res_blocks=1)
@@ -386,6 +387,7 @@ class TestInDiffusers:
         same(back, weights)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_an_autoencoder_of_flux2_is_not_taken_for_one_with_its_names(tmp_path):
     """Whose table has rows for all of its tensors but the statistics of its latents."""
     network = FLUX2.network(channels=(8, 16), num_res_blocks=2, num_groups=4)

@@ -74,6 +74,7 @@ def test_a_file_draws_what_the_run_does(arguments):
         np.testing.assert_allclose(images, expected, atol=2e-5)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_run_whose_state_is_spread_over_devices_leaves_a_file_for_one():
     config = tiny_config("model=tiny", sharding_rules=SPREAD)
     run = of_noise(set_up(config, SHAPE, of_classes(10)))
@@ -81,6 +82,7 @@ def test_a_run_whose_state_is_spread_over_devices_leaves_a_file_for_one():
     assert exported(run, platforms=["cpu"]).nr_devices == 1
 
 
+@pytest.mark.thorough(tenth=False)
 def test_noise_in_place_of_a_seed():
     run = run_of("model=tiny")
     labels = np.arange(4, dtype=np.int32)
@@ -104,6 +106,7 @@ def test_live_weights_and_a_solver_whose_route_goes_back_up():
     assert run.model("live").lower(recipe, 8).as_text()  # what plans compile
 
 
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(
     "arguments", ["model=tiny", pytest.param("", marks=pytest.mark.thorough)], ids=["tiny", "dit"]
 )

@@ -22,6 +22,7 @@ from diffjax.wiring import check_wired, wire
 from experiments import evaluate, sample, train
 from experiments.flags import cli
 from tests.support.tiny_run import one_device
+from tests.support.witnesses import witnesses
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -30,6 +31,7 @@ def run(script, *arguments):
     return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_training_names_the_page_and_then_says_it_is_finished(
     workdir, config_file, capsys, monkeypatch
 ):
@@ -144,6 +146,7 @@ def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
     assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
 
 
+@pytest.mark.thorough(tenth=False)
 def test_each_training_seed_is_evaluated_from_noise_of_its_own(trained, loaded):
     """So that differences between arms, over training seeds, are over noise as well."""
     run = loaded
@@ -325,7 +328,9 @@ def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, o
 
 # One that learns a variance, and those of pairs. The others are cells of the sweep of every
 # objective, which test_sweeps.py fits together.
-@pytest.mark.parametrize("objective", ["iddpm", "reflow", "translation", "bridge"])
+@pytest.mark.parametrize(
+    "objective", witnesses(["iddpm", "reflow", "translation", "bridge"], ["iddpm"])
+)
 def test_objectives_fit_into_the_digits_config(objective):
     config = shallow(config_files.load(f"{CONFIGS}/digits.py:objective={objective}"))
     wired = fitting(config, *SHAPES["digits"])

@@ -147,6 +147,7 @@ def test_a_run_takes_no_config_and_a_published_file_no_out(capsys):
     assert "results of --pretrained go to --workdir" in capsys.readouterr().err
 
 
+@pytest.mark.thorough(tenth=False)
 def test_samples_are_compared_with_the_data_of_a_run_or_a_config(
     trained, tmp_path, capsys, monkeypatch
 ):

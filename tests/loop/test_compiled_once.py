@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,11 +43,13 @@ def saved(folder, params: Any) -> Any:
     return len(programs)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_saving_compiles_no_program_for_each_small_array(tmp_path):
     small = {str(i): on_all_devices(np.arange(8.0 * i)) for i in range(1, 21)}
     assert saved(tmp_path / "small", small) <= 1, "that of the digests"
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_large_array_is_written_by_all_devices_that_have_it(tmp_path):
     """Each writes an eighth of the 8 MiB, and slices that off by a program of its own."""
     large = {"x": on_all_devices(np.zeros((8, 2**18), np.float32))}

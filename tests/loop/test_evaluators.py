@@ -145,6 +145,7 @@ def test_a_run_without_a_best_checkpoint_says_what_keeps_one(trained_run):
         diffjax.load(trained_run, step="best", allowed_packages=PACKAGES)
 
 
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.usefixtures("_alone")
 def test_a_killed_run_neither_doubles_nor_loses_values(measured_run, tmp_path):
     """As if killed after the value of step 6, before its checkpoint was on disk."""
@@ -212,6 +213,7 @@ def test_a_stop_during_the_first_checkpoint_makes_no_step(tmp_path, monkeypatch)
         assert checkpoints.steps() == [0]
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_stop_amid_a_picture_saves_and_the_picture_is_drawn_later(
     measured_run, tmp_path, monkeypatch
 ):

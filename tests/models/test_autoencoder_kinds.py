@@ -122,6 +122,7 @@ def test_files_of_all_layouts_are_recognised_and_read(layout, layouts, network, 
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_names_are_those_of_the_authors():
     """FLUX.2's affine maps within encoder and decoder; MOVQ's norms and attention of its level."""
     nothing = jax.tree.map(lambda x: np.zeros(x.shape), FLUX2_AUTHORS.shapes(FLUX2_NETWORK))

@@ -32,6 +32,7 @@ from diffjax.wiring import wire
 from tests.references import edm2 as reference
 from tests.support.compiling import FAST
 from tests.support.persistent_pickles import dumped, module, persistent
+from tests.support.witnesses import witnesses
 
 SETTINGS = {
     "channels": 8,
@@ -95,7 +96,7 @@ def all_outputs(params, images, sigmas, labels):
     return *outputs, found.x0, HEAD.apply({"params": params["uncertainty"]}, C_NOISE)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", witnesses(["eval", "train"], ["train"]))
 def test_outputs_are_those_of_the_authors_code(stored, mode):
     inputs = reference.IMAGES, reference.SIGMAS, reference.LABELS
     found = all_outputs(redrawn(mode), *inputs)

@@ -48,6 +48,7 @@ def written(file, state, names, rank=3):
     return read_lora(file, 0.5)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_file_in_the_names_of_the_authors_changes_weights_in_those_of_diffusers(found, tmp_path):
     own = written(tmp_path / "own.safetensors", found.state, {name: name for name in PAIRS})
     others = written(tmp_path / "other.safetensors", found.state, PAIRS)

@@ -389,6 +389,7 @@ def reflow_velocity(x, t):
     return noise - (M0 + np.sqrt(C0) * noise)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_reflow_makes_paths_straight_and_one_step_exact():
     path = Linear()
     loss = objective(Denoising, path, coupling=couplings.Given())

@@ -187,6 +187,7 @@ def batch(image):
     return {"image": image, "cond": np.zeros(len(image), np.int32)}
 
 
+@pytest.mark.thorough(tenth=False)
 def test_the_bound_trains_the_variance_alone():
     objective = hybrid(times.DiscreteUniform(), scale=0.7)
     image = np.random.default_rng(0).integers(0, 256, (64, 2, 2, 1)) / 127.5 - 1.0

@@ -513,6 +513,7 @@ def test_the_largest_batch_is_found(per_image, first):
     assert len(tried) <= 6
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_search_tries_every_way_of_what_it_varies():
     topology = topologies.topology_called("v5e:2x4")
     everything = [label for label, _ in search.candidate_plans(tiny(), topology)]
@@ -818,6 +819,7 @@ def test_less_is_kept_where_more_is_computed_twice(planned):
     assert 0 < full.memory["activations"] < 0.5 * none.memory["activations"]
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_batch_in_parts_gathers_for_each(planned):
     config, whole = planned
     mesh = make_mesh(**config.mesh, devices=jax.devices())
@@ -838,6 +840,7 @@ def test_a_loop_of_its_own_turns_as_often_as_said_and_an_inner_one_once():
     assert len(module.unknown_loops) == 1
 
 
+@pytest.mark.thorough(tenth=False)
 def test_stacks_are_those_of_blocks_biases_too_and_no_kernels_of_convolutions():
     mesh = make_mesh(data=1, fsdp=8)
     stacks = compiled.stacked_shapes(compiled.set_up_on(tiny(), mesh))

@@ -114,6 +114,7 @@ def divides_by_alpha(after=1.0):
     return Solver(lambda x: (), step, nfe=1, order=1)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_solver_that_fails_is_refused_with_the_time():
     reason = unwalkable(paths.Linear(), divides_by_alpha(), num_steps=4) or ""
     assert "from t=1 to t=0.75" in reason

@@ -77,6 +77,7 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
     assert len(batches) == -(-num_samples // at_once)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_images(
     loaded, monkeypatch, tmp_path
 ):
@@ -130,6 +131,7 @@ def test_an_extractor_sees_few_images_as_a_small_batch(batches, sizes):
     assert shown == sizes
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_validation_loss_of_few_images_is_of_few_images():
     seen = []
 

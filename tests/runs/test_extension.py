@@ -109,6 +109,7 @@ def test_a_learning_rate_that_depends_on_the_length_has_to_be_decided_upon(copy)
     assert (copy / "config.json").read_text() == before
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_schedule_continued_is_that_of_the_new_length(copy, caplog):
     caplog.set_level("INFO", "diffjax")
     loop.train(longer(), copy, extend="continue")

@@ -67,6 +67,7 @@ def test_the_arrays_in_memory_are_those_of_the_chosen_weights():
         assert one.shape == other.shape
 
 
+@pytest.mark.thorough(tenth=False)
 def test_each_part_is_what_the_whole_state_has(run):
     """Each is read by itself; the whole is read at once."""
     parts = {"live": run.state.params, **run.state.ema}

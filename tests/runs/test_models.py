@@ -81,6 +81,7 @@ def test_steps_are_those_of_a_trace_and_compiled_once(run, recipe):
     assert programs == []
 
 
+@pytest.mark.thorough(tenth=False)
 def test_steps_around_what_is_known_are_those_of_the_solver_that_keeps_it(run, recipe):
     """And another image and mask, which are numbers of the program, compile nothing."""
     model, some = run.model(), REQUEST.only(np.arange(2))
@@ -96,6 +97,7 @@ def test_steps_around_what_is_known_are_those_of_the_solver_that_keeps_it(run, r
     assert programs == []
 
 
+@pytest.mark.thorough(tenth=False)
 def test_a_walk_that_ends_in_noise_ends_so_step_by_step(run, recipe):
     model, some = run.model(), REQUEST.only(np.arange(1))
     unfinished = replace(recipe, solver=solvers.unfinished(recipe.solver), num_steps=2)

@@ -66,6 +66,7 @@ def test_other_numbers_compile_no_network(run):
     assert compiled[1] == compiled[2] == 0
 
 
+@pytest.mark.thorough(tenth=False)
 def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run, tmp_path):
     """Also where the first has none, since its guidance is off.
 

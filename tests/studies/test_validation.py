@@ -147,6 +147,7 @@ def test_noise_depends_on_the_image_and_not_on_the_batch(oracle):
     np.testing.assert_allclose(loss.errors["v"], oracle.errors["v"], rtol=1e-5)
 
 
+@pytest.mark.thorough(tenth=False)
 def test_labels_reach_the_model():
     def knows(x, t, cond):
         return Pair(jnp.where(cond[:, None] > 0, 0.0, 100.0) + 0.0 * x, x)

@@ -95,6 +95,7 @@ def noise_of(setup, batch, key):
     return np.asarray(found(key, batch))
 
 
+@pytest.mark.thorough(tenth=False)
 def test_arms_of_one_seed_are_trained_with_the_same_noise(setups):
     batch = next(device_batches(setups["flow-seed=0"], digits(), 0))
     flow, v = (noise_of(setups[name], batch, jax.random.key(5)) for name in CELLS[:2])

@@ -71,6 +71,7 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.mark.thorough(tenth=False)
 def test_latents_have_the_states_of_their_captions(place):
     dataset = build(latents_in(str(place / "latents")))
     condition = dataset.condition

@@ -75,6 +75,7 @@ def test_training_moves_nothing_else_bit_for_bit(tuned, tuned_run, loaded_run):
     assert f"{num_trained}: LoRA of rank 2, alpha 4, dropout 0.1, of *" in text
 
 
+@pytest.mark.thorough(tenth=False)
 def test_samples_are_those_of_the_merged_weights_in_a_folder_of_its_own(tuned, tuned_run, tmp_path):
     run = tuned_run
     out = tmp_path / "merged"

@@ -172,6 +172,7 @@ def _trains(path, trained):
     return True
 
 
+@pytest.mark.thorough(tenth=False)
 def test_the_two_parts_are_the_whole():
     params = prepared(tiny_config("model=unet")).wired.params_shape
     for trainable in ("*attention*", "*/kernel", "conv_in/bias"):
@@ -303,6 +304,7 @@ def test_frozen_parameters_that_are_lost_are_named_and_no_checkpoint_is_set_asid
     assert not (copy / "checkpoints_damaged").exists()
 
 
+@pytest.mark.thorough(tenth=False)
 def test_it_is_split_over_a_mesh_as_it_is_without_patterns(tuned, tuned_run):
     config = trained_config(trainable=HEAD)
     with config.unlocked():

@@ -97,6 +97,7 @@ def test_a_finished_run_is_left_alone(copy_of_run, monkeypatch):
     assert changed <= {"report.html", "run.json", "lock.json"}
 
 
+@pytest.mark.thorough(tenth=False)
 def test_an_evaluation_of_an_earlier_step_is_made_anew(copy_of_run, monkeypatch):
     result = json.loads((copy_of_run / "evaluation.json").read_text())
     assert result["step"] == 6
