@@ -23,7 +23,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from diffjax.host.diagnosis import PACKAGES, Device, Facts, described, findings
+from diffjax.host.diagnosis import PACKAGES, SLOW, Device, Facts, described, findings
 
 # It has to run where JAX can't be imported, so it uses none of the other executables' code.
 _SECONDS = 60
@@ -93,6 +93,7 @@ def collected() -> Facts:
         cpu_features=features,
         machine=platform.machine(),
         cores=_cores(),
+        load=os.getloadavg()[0],
         memory_bytes=_memory(),
         shared_bytes=shutil.disk_usage(shm).total if shm.is_dir() else None,
         cache=str(cache),
@@ -142,7 +143,7 @@ def _devices() -> tuple[list[Device], str]:
             [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return [], f"it did not start within {_SECONDS} seconds"
+        return [], SLOW
     if done.returncode:
         return [], (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
     return [Device(*fields) for fields in json.loads(done.stdout.strip().splitlines()[-1])], ""

@@ -22,17 +22,12 @@ import numpy as np
 from absl import flags
 
 from diffjax import choices
-from diffjax.conditions import Images
-from diffjax.conditions.classes import Unconditional
-from diffjax.conditions.images import read_image
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
+from diffjax.host.storage import make_writable
 from diffjax.reports.pictures import save_png
 from diffjax.runs.samples.condition_files import read
-from diffjax.runs.samples.edits import METHODS, TASKS, How, Originals, edit_images, unmasked
-from diffjax.runs.samples.model import Model
-from diffjax.runs.samples.recipes import Chosen
-from diffjax.spec import choose
+from diffjax.runs.samples.edits import METHODS, TASKS, How, unmasked
 from experiments.flags import cli, published
 
 FLAGS = flags.FlagValues()
@@ -40,9 +35,8 @@ flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 published.define(FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_list("input", None, "image files, in the place of test images", flag_values=FLAGS)
-flags.DEFINE_string(
-    "prompts", None, "with --input: a text or label, or @FILE of several", flag_values=FLAGS
-)
+flags.DEFINE_list("labels", None, "with --input: what they are to show", flag_values=FLAGS)
+flags.DEFINE_string("prompts", None, "the same: one text, or @FILE of texts", flag_values=FLAGS)
 flags.DEFINE_string(
     "mask", None, "inpaint: image whose white part is made anew; else the lower half",
     flag_values=FLAGS,
@@ -73,6 +67,7 @@ flags.DEFINE_float(
     "guidance_scale", None, "guidance scale; 1 (off), or of --pretrained its own",
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
@@ -87,20 +82,30 @@ flags.DEFINE_list(
 
 def main(args: SimpleNamespace) -> None:
     """Edits images, saves the picture, and prints the root mean square difference."""
-    choose(TASKS, args.task, "task")
     _check(args)
-    how = How(args.task, args.strength, args.method, args.factor, args.blur, args.jump, args.times)
+    names = ("task", "strength", "method", "factor", "blur", "jump", "times")
+    how = {name: getattr(args, name) for name in names}
+    How(**how)  # which refuses before anything is loaded
     run = published.opened(args, args.weights)
     folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir
     out = File(args.out or folder / "samples" / f"{args.task}.png")
-    solver, grid = args.solver, args.grid
-    made = edit_images(
-        run,
-        files_of(args, run.model(args.weights)),
-        how,
-        Chosen(solver, grid, args.num_steps, args.guidance_scale, against=args.against),
+    make_writable(out.parent)
+    shown = args.labels if args.prompts is None else [args.prompts]
+    made = run.edit(
+        args.input,
+        None if shown is None else read(unmasked(run.parts.wired.condition), shown),
+        mask=args.mask,
+        num_images=args.num_images,
+        solver=args.solver,
+        grid=args.grid,
+        num_steps=args.num_steps,
+        guidance_scale=args.guidance_scale,
+        guidance=args.guidance,
+        against=args.against,
         seed=args.seed,
         weights=args.weights,
+        data_path=args.data_path,
+        **how,
     )
     arrays = {"original": made.original, "observed": made.observed, "images": made.images}
     rows = np.stack([*arrays.values()], axis=1)
@@ -128,35 +133,14 @@ def _check(args: SimpleNamespace) -> None:
         raise UserError(f"--mask={args.mask} goes with --task=inpaint, not {args.task}")
     if args.pretrained is not None and not args.input:
         raise UserError("--input is missing: a published network has no test images to edit")
-    if args.prompts is not None and not args.input:
-        raise UserError("--prompts goes with --input: test images have conditions of their own")
+    if args.prompts is not None and args.labels is not None:
+        raise UserError("--prompts and --labels are both given: leave one out")
+    for name in ("prompts", "labels"):
+        if getattr(args, name) is not None and not args.input:
+            raise UserError(f"--{name} goes with --input: test images have their own conditions")
     for name in (*(args.input or ()), *([args.mask] if args.mask else ())):
         if not File(name).is_file():
             raise UserError(f"there is no image file {name}")
-
-
-def files_of(args: SimpleNamespace, model: Model) -> Originals:
-    """The images of `--input`, what they are to show, and the mask; or test images."""
-    height, width, channels = model.codec.image_shape(model.wired.image_shape)
-    mask = None
-    if args.mask is not None:
-        mask = np.asarray(Images((height, width, 1)).parse([args.mask])) >= 0
-        if not mask.any():
-            raise UserError(f"{args.mask} is black all over: its white part is what is made anew")
-    if not args.input:
-        return Originals(None, None, mask, args.num_images, args.data_path)
-    rows, columns = height, width
-    if args.task == "outpaint":
-        rows, columns, _ = read_image(args.input[0], channels).shape
-    kind = unmasked(model.wired.condition)
-    if args.prompts is not None:
-        condition = read(kind, [args.prompts])
-    elif isinstance(kind, Unconditional):
-        condition = kind.null(len(args.input))
-    else:
-        raise UserError("--prompts is missing: what the image of --input is to show")
-    images = np.asarray(Images((rows, columns, channels)).parse(args.input))
-    return Originals(images, condition, mask)
 
 
 USAGE = f"""{__doc__}

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.explain.page import write_explanation
-from diffjax.host.progress import progress
 from experiments.flags import cli
 
 FLAGS = flags.FlagValues()
@@ -34,15 +33,14 @@ flags.DEFINE_list(
 def main(args: SimpleNamespace) -> None:
     """Writes the page and prints its path."""
     cli.require(args, "workdir")
-    with progress("drawing and measuring what the page shows"):
-        path = write_explanation(
-            args.workdir,
-            args.out,
-            weights=args.weights,
-            data_path=args.data_path,
-            num_steps=args.num_steps,
-            allowed_packages=("diffjax", *args.allowed_packages),
-        )
+    path = write_explanation(
+        args.workdir,
+        args.out,
+        weights=args.weights,
+        data_path=args.data_path,
+        num_steps=args.num_steps,
+        allowed_packages=("diffjax", *args.allowed_packages),
+    )
     print(f"open {path}")
 
 

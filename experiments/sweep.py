@@ -293,7 +293,14 @@ def checked(sweep: Sweep, most: int) -> Planned:
         progress(f"building and checking {cells} cells"),
         ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool,
     ):
-        return pool.submit(plan_cells, sweep, most).result()
+        planned = pool.submit(plan_cells, sweep, most)
+        try:
+            return planned.result()
+        except KeyboardInterrupt:
+            # The pool would wait for it to the end, and it has nothing to lose.
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
 
 
 def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:

@@ -29,13 +29,13 @@ from diffjax.data import DataSet, all_images, batches
 from diffjax.data.augment import Augmentation
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
-from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals
+from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals, stopped_at
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, to_host, translate_lost_processes
 from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
-from diffjax.host.storage import make_writable, translate_storage_errors
+from diffjax.host.storage import check_named, make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.logging import ProgressBar, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
@@ -197,6 +197,7 @@ def train_autoencoder(
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     check_arguments(train_autoencoder, config=config, workdir=workdir, command=command)
+    check_named(workdir)
     workdir = Path(workdir)
     setup = set_up(config)
     in_first(lambda: make_writable(workdir))
@@ -289,7 +290,10 @@ def train_to_end(
         def due(every: int, step: int) -> bool:
             return step % every == 0 or step == config.num_steps
 
-        save(start)  # A folder that can't hold a checkpoint fails now, not after an hour.
+        with progress("saving the first checkpoint"):
+            save(start)  # A folder that can't hold one fails now, not after an hour.
+        if should_stop():
+            raise Interrupted(stopped_at(start, config.num_steps, workdir))
         for step in range(start + 1, config.num_steps + 1):
             begun(step)
             with progress("compiling the training step") if step == start + 1 else nullcontext():
@@ -305,10 +309,7 @@ def train_to_end(
             if stop or due(config.checkpoint_every_steps, step):
                 save(step)
             if stop:
-                raise Interrupted(
-                    f"stopped at step {step} of {config.num_steps} and saved in {workdir}; the "
-                    "same command goes on from there"
-                )
+                raise Interrupted(stopped_at(step, config.num_steps, workdir))
     return state
 
 

@@ -22,7 +22,7 @@ from diffjax.ensemble.members import (
     unstacker,
 )
 from diffjax.errors import UserError
-from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.interrupts import Interrupted, stop_signals, stopped_at
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.progress import progress
@@ -266,6 +266,9 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
         each = enumerate(zip(group, recorders, strict=True))
         return [(i, member, recorder) for i, (member, recorder) in each if not member.failure]
 
+    def folders() -> str:
+        return ", ".join(str(member.workdir) for _, member, _ in going())
+
     def save_all(states: Any) -> None:
         for i, member, recorder in going():
             with _failing(member):
@@ -277,6 +280,8 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
             recorder.save(member.state)
             recorder.draw_beginning(member.state)
             member.state = None  # It is part of the stacked states; frees the memory.
+        if training.should_stop():
+            raise Interrupted(stopped_at(start_step, num_steps, folders()))
         with prefetched(member_batches(members, training.dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
                 begun(step)
@@ -303,11 +308,7 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
                 if not going():
                     return
                 if stop:
-                    folders = ", ".join(str(member.workdir) for _, member, _ in going())
-                    raise Interrupted(
-                        f"stopped at step {step} of {num_steps} and saved in {folders}; "
-                        "run the same command to resume"
-                    )
+                    raise Interrupted(stopped_at(step, num_steps, folders()))
     finally:
         for each in (*recorders, *evaluations):
             each.close()

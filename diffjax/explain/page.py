@@ -20,6 +20,7 @@ from diffjax.explain.facts import Facts, gathered
 from diffjax.explain.levels import NUM_LEVELS
 from diffjax.explain.network_parts import Part
 from diffjax.host.files import place_of, write_whole
+from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.host.storage import make_writable
 from diffjax.process.precond import Meaning
@@ -98,7 +99,8 @@ def write_explanation(
         num_steps=num_steps,
         allowed_packages=allowed_packages,
     )
-    write_whole(path, page(facts))
+    with progress("writing the page"):
+        write_whole(path, page(facts))
     return path
 
 

@@ -13,6 +13,8 @@ from packaging.version import InvalidVersion, Version
 GIB = 2**30
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 """The packages whose versions are listed first, and have to fit each other."""
+SLOW = "JAX did not start within a minute"
+"""The error of a start that was given up; a busy machine is no reason to install anything."""
 _CUDA13_DRIVER, _CUDA12_DRIVER = 580, 525
 _LEAST_SHARED_BYTES, _LEAST_FREE_BYTES, _LEAST_CACHE_BYTES = GIB, 5 * GIB, GIB
 _CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
@@ -52,6 +54,7 @@ class Facts:
         cpu_features: flags of the processor, as `avx2`.
         machine: architecture, as `x86_64`.
         cores: that this process may use.
+        load: mean number of programs that wanted to run in the last minute.
         memory_bytes: that this process may use.
         shared_bytes: size of /dev/shm; None if there is none.
         cache: folder of compiled programs.
@@ -77,6 +80,7 @@ class Facts:
     cpu_features: frozenset[str] = frozenset()
     machine: str = "x86_64"
     cores: int = 1
+    load: float = 0.0
     memory_bytes: int = 0
     shared_bytes: int | None = None
     cache: str = ""
@@ -163,6 +167,10 @@ def _plugins(facts: Facts) -> Iterator[Finding]:
 
 def _no_devices(facts: Facts) -> Iterator[Finding]:
     if not facts.jax_error:
+        return
+    if facts.jax_error == SLOW and facts.load > 2 * facts.cores:
+        why = f"{facts.load:.0f} programs compete for {facts.cores} cores"
+        yield Finding(f"{SLOW}: {why}", "diffjax doctor, when the machine is less busy")
         return
     if "in use" in facts.jax_error or "lockfile" in facts.jax_error:
         mend = "end the process that uses the TPU: sudo lsof -w /dev/accel* /dev/vfio/*"

@@ -85,6 +85,17 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def stopped_at(step: int, num_steps: int, where: Any) -> str:
+    """The message of a training that was stopped at a step, its state saved in a folder.
+
+    Example:
+        >>> stopped_at(3, 6, "runs/a")
+        'stopped at step 3 of 6 and saved in runs/a; the same command goes on from there'
+    """
+    saved = f"stopped at step {step} of {num_steps} and saved in {where}"
+    return f"{saved}; the same command goes on from there"
+
+
 @contextmanager
 def stop_at_once(message: str) -> Iterator[None]:
     """Within it, a signal that `stop_signals` awaits raises `Interrupted` at once.

@@ -34,28 +34,36 @@ class Progress:
     ) -> None:
         self._what, self._total, self._clock = what, total, clock
         self._began = (clock(), 0.0)
+        self._since = self._began[0]
         self._first: tuple[float, float] | None = None
         self._last = self._began
 
     def at(self, done: float, what: str = "") -> None:
         """Records how much is done, and a new phrase for what comes now."""
-        self._what = what or self._what
+        new = what not in ("", self._what)
+        if not new and done <= self._last[1]:
+            return
+        now = self._clock()
+        if new:
+            self._what, self._since = what, now
         if done > self._last[1]:
-            self._last = (self._clock(), done)
+            self._last = (now, done)
             self._first = self._first or self._last
 
     def line(self) -> str:
-        """The phrase, and the time that is left, where it can be estimated.
+        """The phrase, and the time that is left, where it can be estimated, or since it began.
 
-        The first part is left out of the estimate once there is a second: it compiles.
+        The first part is left out of the estimate once there is a second: it compiles. Where a part
+        takes longer than all that was left by the estimate, that is no estimate any more.
         """
         now, (last, done) = self._clock(), self._last
+        so_far = f"{self._what}, {tqdm.format_interval(round(now - self._since))} so far"
         if not self._total or not done:
-            return f"{self._what}, {tqdm.format_interval(round(now - self._began[0]))} so far"
+            return so_far
         begin = self._first if self._first and done > self._first[1] else self._began
         rate = (last - begin[0]) / (done - begin[1])
-        left = max((self._total - done) * rate - (now - last), 0.0)
-        return f"{self._what}, {tqdm.format_interval(round(left))} left"
+        left = (self._total - done) * rate - (now - last)
+        return so_far if left < 0 else f"{self._what}, {tqdm.format_interval(round(left))} left"
 
 
 @contextmanager

@@ -82,6 +82,16 @@ def translate_storage_errors(workdir: Path) -> Iterator[None]:
         ) from error
 
 
+def check_named(workdir: str | Path) -> None:
+    """Refuses an empty name of a folder, which would be the folder that the process is in.
+
+    Raises:
+        UserError: it is "".
+    """
+    if not os.fspath(workdir):
+        raise UserError("workdir='' is no folder: name one, as runs/digits, or . for this one")
+
+
 def make_writable(folder: Path) -> None:
     """Creates a folder if it does not exist, and checks that files can be written to it.
 
@@ -92,6 +102,8 @@ def make_writable(folder: Path) -> None:
         os.fspath(folder).encode()
     except UnicodeEncodeError:  # Orbax writes names as UTF-8.
         raise UserError(f"{os.fspath(folder)!r} is not UTF-8: choose another folder") from None
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a folder: choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Writes bytes, not only a name: a full disk often has space for names.

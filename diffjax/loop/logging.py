@@ -190,7 +190,8 @@ class ProgressBar:
         self._total_steps = total_steps
         self._interval_seconds = interval_seconds
         self._clock = clock
-        self._first = self._last_line = (clock(), start_step)
+        self._first: tuple[float, int] | None = None
+        self._last_line = (clock(), start_step)
         self._shown = start_step
         self._bar = tqdm(
             total=total_steps,
@@ -202,12 +203,18 @@ class ProgressBar:
         )
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        self._see(self._clock(), step)
         with suppress(OSError):
             self._show(step, scalars)
+
+    def _see(self, now: float, step: int) -> None:
+        if self._first is None and step > self._shown:
+            self._first = (now, step)
 
     def beat(self, step: int) -> None:
         """Shows that the run has come to a step that has no line; a quick run never needs it."""
         now = self._clock()
+        self._see(now, step)
         with suppress(OSError):
             if step > self._shown and now - self._last_line[0] >= self._interval_seconds:
                 self._show(step, {})
@@ -226,16 +233,22 @@ class ProgressBar:
             self._last_line = (now, step)
             return
         if step >= self._total_steps or now - self._last_line[0] >= self._interval_seconds:
-            left = f"{self._left(now, step)} left"
-            parts = [f"step {step}/{self._total_steps}", _headline(scalars), left]
+            parts = [f"step {step}/{self._total_steps}", _headline(scalars), self._left(now, step)]
             self._stream.write(", ".join(part for part in parts if part) + "\n")
             self._stream.flush()
             self._last_line = (now, step)
 
     def _left(self, now: float, step: int) -> str:
-        start, start_step = self._first
+        """The time that is left, by the steps after the first that was seen: it follows pauses.
+
+        These are compilation, the first checkpoint and the first picture. Empty at that step.
+        """
+        start, start_step = self._first = self._first or (now, step)
+        steps_left = self._total_steps - step
+        if steps_left and step == start_step:
+            return ""
         seconds_per_step = (now - start) / max(step - start_step, 1)
-        return tqdm.format_interval(round((self._total_steps - step) * seconds_per_step))
+        return f"{tqdm.format_interval(round(steps_left * seconds_per_step))} left"
 
     def close(self) -> None:
         with suppress(OSError):

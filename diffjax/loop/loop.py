@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals
+from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals, stopped_at
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
 from diffjax.host.progress import progress
 from diffjax.host.run_files import read_json
-from diffjax.host.storage import make_writable, translate_storage_errors
+from diffjax.host.storage import check_named, make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import Begin, initial_weights, restore_or_init
 from diffjax.loop.callbacks import Callback, check_callbacks
@@ -89,6 +89,7 @@ def train(
         train, config=config, workdir=workdir, command=command, watchdog=watchdog, profile=profile
     )
     check_callbacks(callbacks)
+    check_named(workdir)
     workdir = Path(workdir)
 
     # All checks come before the first write.
@@ -216,8 +217,9 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     evaluations = Evaluations(training, start["step"])
                     stack.enter_context(closing(evaluations))
                     # A folder that can't hold a checkpoint fails now, not after an hour.
-                    with progress("saving the first checkpoint"):
-                        recorder.save(state)
+                    recorder.save(state)
+                    if training.should_stop():
+                        raise Interrupted(stopped_at(start["step"], config.num_steps, workdir))
                     recorder.draw_beginning(state)
                     train_step = stack.enter_context(
                         profiled(training.profile, workdir, train_step, start["step"])
@@ -247,10 +249,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                         if recorder.due(step, stop):
                             recorder.keep(step, state, stop)
                         if stop:
-                            raise Interrupted(
-                                f"stopped at step {step} of {config.num_steps} and saved in "
-                                f"{workdir}; the same command goes on from there"
-                            )
+                            raise Interrupted(stopped_at(step, config.num_steps, workdir))
                 break
             except NonFiniteLoss as error:
                 trouble = error.with_traceback(None)

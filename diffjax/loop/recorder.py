@@ -173,7 +173,8 @@ class Recorder:
         """
         self._check_finite(state)
         meta = {**self._meta, "unlogged": self._window.unlogged()}
-        self._checkpoints.save(int(state.step), state, meta)
+        with progress(f"saving the checkpoint of step {int(state.step)}"):
+            self._checkpoints.save(int(state.step), state, meta)
 
     def close(self) -> None:
         """Closes the writers and waits for the snapshots."""

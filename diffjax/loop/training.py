@@ -27,7 +27,8 @@ class Training:
         dataset: what it trains on.
         workdir: the run's folder.
         checkpoints: where its states are stored.
-        should_stop: called once a step; if it returns True, the run saves and ends there.
+        should_stop: called before the first step and after each; if it returns True, the run saves
+            and ends there.
         watchdog: after how long without a step the run counts as hanging.
         profile: which steps leave a trace.
         command: the command that repeats the run, for its page.

@@ -156,11 +156,13 @@ class Run:
         Raises:
             UserError: there is no such checkpoint, or the run was not loaded from one.
         """
+        check_arguments(Run.at, step=step)
         if not isinstance(self.arrays, Saved):
             raise UserError(f"{self.workdir} has no checkpoints: only a run that was loaded has")
         workdir = self.arrays.folder.parent
         nothing = self.parts.abstract.only(None)
-        folder, _, meta = _restored(workdir, step, nothing)
+        folder = _folder_of(workdir, step)
+        _, meta = _restored(folder, step, nothing)
         return replace(self, arrays=Saved(folder, meta["step"], self.parts.abstract, {}))
 
     @cached_property
@@ -322,11 +324,11 @@ class Run:
 
     def edit(
         self,
-        images: np.ndarray | None = None,
+        images: Any = None,
         condition: Any = None,
         *,
         task: str = "vary",
-        mask: np.ndarray | None = None,
+        mask: Any = None,
         labels: Any = None,
         prompts: Any = None,
         strength: float | None = None,
@@ -346,18 +348,19 @@ class Run:
         weights: str | None = None,
         data_path: str | None = None,
     ) -> "Edited":
-        """Edits images as `experiments.edit` does; arguments are its flags, and images are arrays.
+        """Edits images as `experiments.edit` does; arguments are its flags.
 
-            made = run.edit(images, labels=[3], task="inpaint", mask=mask, method="replace")
+            made = run.edit("photo.png", labels=3, task="inpaint", mask="mask.png")
             made.images
 
         Args:
-            images: `[n, H, W, C]` in [-1, 1], or uint8 from 0 to 255, in the size of samples; for
-                `outpaint` they may be smaller. None are `num_images` of the test set with their
-                conditions.
+            images: files by their names, or `[n, H, W, C]` in [-1, 1], or uint8 from 0 to 255, in
+                the size of samples; for `outpaint` they may be smaller. None are `num_images` of
+                the test set with their conditions.
             condition: what each image is to show, as in `sample`; one or one for each.
             task: `vary`, `inpaint`, `outpaint`, `upscale`, `deblur`, `colour` or `invert`.
-            mask: of `inpaint`, `[H, W]`: pixels above 0 are made anew. By default the lower half.
+            mask: of `inpaint`, a file, whose white part is made anew, or `[H, W]`: pixels above 0
+                are. By default the lower half.
             labels: the same as `condition`, by the name of the flag.
             prompts: as `labels`.
             strength: share of the solver's steps in (0, 1]; of `vary` 0.6, else 1.
@@ -387,10 +390,13 @@ class Run:
         from diffjax.runs.samples import edits
 
         named = {"condition": condition, "labels": labels, "prompts": prompts}
+        how = edits.How(task, strength, method, factor, blur, jump, times)
+        model = self.model(weights)
+        images, mask = edits.images_in(model, images, task), edits.mask_in(model, mask)
         return edits.edit_images(
             self,
             edits.Originals(images, edits.shown(self, images, named), mask, num_images, data_path),
-            edits.How(task, strength, method, factor, blur, jump, times),
+            how,
             Chosen(solver, grid, num_steps, guidance_scale, guidance, against),
             seed=seed,
             weights=weights,
@@ -424,6 +430,7 @@ class Run:
         Raises:
             UserError: an unknown name, or what the command refuses.
         """
+        check_arguments(Run.evaluate, dataset=dataset, data_path=data_path, out=out)
         from diffjax.runs.measuring.evaluating import evaluate_run  # It imports this module.
 
         return evaluate_run(self, dataset, data_path=data_path, out=out, **wanted)
@@ -514,9 +521,10 @@ def load(
         parts = workdirs.read_parts(workdir, allowed_packages, mesh)
         name = weights or parts.config.weights
         kept = name in (LIVE, *parts.abstract.ema)
+        folder = _folder_of(workdir, step)
         with workdirs.version_told(workdir):
             wanted = parts.abstract.only(name if kept else None)
-            folder, state, meta = _restored(workdir, step, wanted)
+            state, meta = _restored(folder, step, wanted)
         known = {name: state.weights(name)} if kept else {}
         saved = Saved(folder, meta["step"], parts.abstract, known)
         saved.weights(name)  # One that was made after training is read, any other one is refused.
@@ -525,25 +533,33 @@ def load(
     return Run(parts, saved, workdir, _reader(mesh))
 
 
-def _restored(
-    workdir: Path, step: int | str | None, wanted: TrainState
-) -> tuple[Path, TrainState, dict[str, Any]]:
-    """The folder, the state and the meta of a checkpoint: a chosen one, the best or the newest."""
+def _folder_of(workdir: Path, step: int | str | None) -> Path:
+    """The folder of a checkpoint: of a chosen one, the best or the newest."""
     if isinstance(step, str) and step != BEST:
         raise UserError(f"step={step!r}: it is the number of a step, or {BEST!r}")
     folder = workdir / (BEST if step == BEST else "checkpoints")
+    steps: list[int] = []
     if folder.is_dir():
         with closing(Checkpoints(folder, read_only=True)) as kept:
-            if isinstance(step, int):
-                if step not in kept.steps():
-                    there = ", ".join(map(str, kept.steps())) or "none"
-                    raise UserError(
-                        f"{workdir} has no checkpoint of step {step}: there are {there}"
-                    )
-                return folder, *kept.read(step, wanted)
-            restored = kept.restore(wanted, set_damaged_aside=False)
-        if restored is not None:
-            return folder, *restored
-    if step == BEST:
+            steps = kept.steps()
+    if isinstance(step, int) and step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{workdir} has no checkpoint of step {step}: there are {there}")
+    if not steps and step == BEST:
         raise UserError(f"{workdir} has no best checkpoint: train it with config.best_by")
-    raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    return folder
+
+
+def _restored(
+    folder: Path, step: int | str | None, wanted: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the meta of a checkpoint of a folder: a chosen one, or the newest."""
+    with closing(Checkpoints(folder, read_only=True)) as kept:
+        if isinstance(step, int):
+            return kept.read(step, wanted)
+        restored = kept.restore(wanted, set_damaged_aside=False)
+    if restored is None:
+        raise UserError(f"{folder} has no whole checkpoint")
+    return restored

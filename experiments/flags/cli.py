@@ -42,6 +42,7 @@ from typing import Any
 import jax
 from absl import flags
 
+import experiments
 from diffjax import choices, config_files
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
@@ -121,6 +122,8 @@ def run(
         process of the run was lost), 130 after Ctrl-C, 143 after SIGTERM.
     """
     as_program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
+    if signal.getsignal(signal.SIGINT) is experiments.end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if _HELP.intersection(argv):
         try:
             print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)

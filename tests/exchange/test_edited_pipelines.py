@@ -11,11 +11,12 @@ from PIL import Image
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.samples import edits
+from diffjax.runs.samples.condition_files import read
 from diffjax.runs.samples.experts import divided
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from diffjax.sampling.guidance import OtherCondition, SkipLayers
-from experiments import edit, sample
+from experiments import sample
 from experiments.flags import cli
 from tests.exchange.test_pipelines import (
     DYNAMIC,
@@ -83,7 +84,9 @@ class Edited:
         given = {"task": task, "method": None, "strength": None, "pretrained": self.folder}
         args = SimpleNamespace(**{**given, **self.flags, **flags})
         model = run.model()
-        originals = edit.files_of(args, model)
+        condition = read(edits.unmasked(run.parts.wired.condition), [args.prompts])
+        pixels = edits.images_in(model, args.input, task)
+        originals = edits.Originals(pixels, condition, edits.mask_in(model, args.mask))
         images, condition, anew = edits.begun_with(model, originals, task)
         request = Request(condition, 3)
         edited = edits.Edit(model, recipe, request, jnp.asarray(images), anew, own=False)

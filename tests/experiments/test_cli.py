@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from absl import flags
 from diffjax import config_files
 from diffjax.errors import UserError
 from diffjax.spec import build
-from experiments import announce_imports
+from experiments import announce_imports, end_at_once
 from experiments.flags import cli
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +299,30 @@ def test_long_imports_are_announced_until_the_command_line_is_there(monkeypatch)
     announce_imports(sleep, lines.append)
     assert waits == [5, 10, 10]
     assert lines == [f"importing JAX and other libraries, {n} s so far" for n in (5, 15)]
+
+
+@pytest.mark.process
+def test_ctrl_c_while_libraries_are_imported_ends_in_one_line():
+    """An exception there would come out of C++ code of a library, as another one or an abort."""
+    script = (
+        "import os, signal, sys; sys.argv[0] = '-m'; import experiments\n"
+        "try: os.kill(os.getpid(), signal.SIGINT); sum(range(10**7))\n"
+        "except BaseException: pass"
+    )
+    environment = {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (130, b"interrupted\n")
+
+
+def test_ctrl_c_is_an_exception_again_once_a_command_runs(monkeypatch):
+    before = signal.signal(signal.SIGINT, end_at_once)
+    try:
+        cli.run(
+            lambda args: signal.raise_signal(signal.SIGINT), flags.FlagValues(), usage="", argv=[]
+        )
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 PART = """

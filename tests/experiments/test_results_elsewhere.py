@@ -12,7 +12,9 @@ from diffjax.data import to_uint8
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.reports import run_page
+from diffjax.runs import workdirs
 from diffjax.runs.measuring.results import elsewhere, file_of, keep_earlier
+from diffjax.runs.samples import edits
 from experiments import edit, evaluate, find_grid, sample
 from experiments.flags import cli, published
 
@@ -49,7 +51,7 @@ def test_edited_images_are_arrays_too(loaded_once, loaded, tmp_path):
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 6:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    arguments = [f"--input={tmp_path}/a.png", f"--mask={tmp_path}/mask.png", "--prompts=3"]
+    arguments = [f"--input={tmp_path}/a.png", f"--mask={tmp_path}/mask.png", "--labels=3"]
     how = ["--task=inpaint", "--method=replace", "--solver=ddim", "--num_steps=2"]
     out = f"--out={tmp_path}/new/e.png"
     assert run(edit, f"--workdir={loaded_once}", *arguments, *how, out) == 0
@@ -70,19 +72,48 @@ def test_edited_images_are_arrays_too(loaded_once, loaded, tmp_path):
         )
 
 
+def test_files_are_edited_as_their_arrays_are(loaded, tmp_path):
+    """A colour picture of a grey model is read as grey; a pixel of 128 is white in a mask."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "b.png")
+    model = loaded.model()
+    for files in (tmp_path / "a.png", [str(tmp_path / "b.png")]):
+        read = edits.images_in(model, files, "vary")
+        np.testing.assert_allclose(read, grey[None, :, :, None] / 127.5 - 1, atol=1e-6)
+    array = grey[None, :, :, None]
+    assert edits.images_in(model, array, "vary") is array
+    white = edits.mask_in(model, tmp_path / "a.png")
+    assert white is not None
+    np.testing.assert_array_equal(white[0, :, :, 0], grey >= 128)
+    made = edits.Edited(np.ones((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)), array)
+    assert repr(made) == "Edited(2 of 8×8×1, difference 1.0000)"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"images": None, "labels": [3]}, "test images have conditions of their own"),
-        ({}, "pass what the images are to show, as labels=\\[3\\]"),
+        ({}, "what the images are to show is missing: labels=3"),
         ({"labels": [3], "task": "inpant"}, "did you mean 'inpaint'"),
         ({"labels": [3], "mask": np.ones((8, 8))}, "a mask goes with task=inpaint, not vary"),
         ({"labels": [3], "task": "inpaint", "mask": np.ones((4, 4))}, "the mask is 4×4, and 8×8"),
         ({"labels": [3], "task": "inpaint", "mask": np.zeros((8, 8))}, "the mask is 0 all over"),
-        ({"labels": [3], "task": "deblur", "blur": float("nan")}, "blur=nan must be above 0"),
+        ({"labels": [3], "task": "deblur", "blur": float("nan")}, "blur=nan must be finite"),
         ({"labels": [3], "strength": 0.0}, "leaves none"),
         ({"labels": [33]}, "33"),
-        ({"images": np.zeros((1, 9, 9, 1), "f"), "labels": [3]}, "9"),
+        ({"labels": []}, "is an empty list"),
+        ({"images": np.zeros((1, 9, 9, 1), "f"), "labels": [3]}, "n×8×8×1 .*, not 1×9×9×1"),
+        ({"images": np.zeros((1, 8, 8, 3), np.uint8), "labels": 3}, "n×8×8×1 .* 1×8×8×3 of uint8"),
+        ({"images": np.zeros((0, 8, 8, 1), "f"), "labels": 3}, "not 0×8×8×1"),
+        ({"images": object(), "labels": 3}, "not a single value of object"),
+        ({"images": [], "labels": 3}, "images= is an empty list"),
+        ({"images": np.full((1, 8, 8, 1), 200.0), "labels": 3}, "from 200 to 200: they are uint8"),
+        ({"images": np.full((1, 8, 8, 1), np.nan), "labels": 3}, "not finite"),
+        ({"images": "no.png", "labels": 3}, "'no.png' is no image file"),
+        ({"labels": 3, "method": "replace"}, "goes with a measurement, not with vary"),
+        ({"labels": [3], "strength": "half"}, "strength='half' must be a number"),
+        ({"labels": [3], "task": "deblur", "blur": "x"}, "blur='x' must be a number"),
     ],
 )
 def test_what_the_command_refuses_to_edit_python_does_too(loaded, given, said):
@@ -221,15 +252,19 @@ def test_each_checkpoint_that_is_named_is_evaluated(loaded_once, loaded, monkeyp
     assert "a published file has one set of weights" in capsys.readouterr().err
 
 
-def test_another_checkpoint_of_a_run_shares_its_programs(loaded, trained):
+def test_another_checkpoint_of_a_run_shares_its_programs(loaded, trained, monkeypatch):
+    # What is wrong with the step is wrong by any version, so the error names none.
+    monkeypatch.setattr(workdirs, "git_revision", lambda folder: "of another version")
     first = loaded.at(0)
     assert (first.step, first.parts, first.workdir) == (0, loaded.parts, trained)
     leaves = [jax.tree.leaves(each.weights()) for each in (first, loaded)]
     assert any((one != other).any() for one, other in zip(*leaves, strict=True))
-    with pytest.raises(UserError, match="no checkpoint of step 3: there are 0, 4"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 3: there are 0, 4$"):
         loaded.at(3)
     with pytest.raises(UserError, match="has no best checkpoint"):
         loaded.at("best")
+    with pytest.raises(UserError, match=r"step=1\.5 must be a whole number"):
+        loaded.at(1.5)
     with pytest.raises(UserError, match="only a run that was loaded has"):
         dataclasses.replace(loaded, arrays=loaded.parts.abstract).at(0)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffjax.host.diagnosis import GIB, Device, Facts, described, extras, findings
+from diffjax.host.diagnosis import GIB, SLOW, Device, Facts, described, extras, findings
 
 VERSIONS = {
     "diffjax": "0.1.0",
@@ -73,6 +73,13 @@ def test_nothing_is_wrong_with_a_machine_that_has_all():
             True,
         ),
         ({"jax_error": "no backend", "devices": ()}, "no backend", "--force-reinstall", True),
+        ({"jax_error": SLOW, "devices": ()}, "within a minute", "--force-reinstall", True),
+        (
+            {"jax_error": SLOW, "devices": (), "load": 12.3, "cores": 2},
+            "within a minute: 12 programs compete for 2 cores",
+            "when the machine is less busy",
+            True,
+        ),
         (
             {"jax_error": "x", "devices": (), "environment": {"JAX_PLATFORMS": "cuda"}},
             "finds no device",

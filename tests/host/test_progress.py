@@ -24,13 +24,15 @@ def test_the_time_left_leaves_out_the_first_part_once_there_is_a_second():
 def test_without_a_known_amount_the_line_says_how_long_it_took_so_far():
     work = Progress("compiling", 0, at(0.0, 2.0, 7.0))
     work.at(1, "compiling more")
-    assert work.line() == "compiling more, 00:07 so far"
+    assert work.line() == "compiling more, 00:05 so far", "since that began"
 
 
-def test_the_time_left_is_never_negative():
-    work = Progress("drawing", 2, at(0.0, 10.0, 50.0))
+def test_a_part_that_takes_longer_than_all_that_was_left_has_no_estimate():
+    """A part of 10 s, of which one is left, for 40 s: of the last seconds nobody knows."""
+    work = Progress("drawing", 2, at(0.0, 10.0, 20.0, 50.0))
     work.at(1)
     assert work.line() == "drawing, 00:00 left"
+    assert work.line() == "drawing, 00:50 so far"
 
 
 def test_quick_work_says_nothing_and_long_work_does_again_and_again():

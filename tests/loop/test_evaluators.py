@@ -174,10 +174,10 @@ def test_a_run_that_is_rolled_back_has_the_best_state_before(measured_run, tmp_p
 
 @pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize(
-    ("stop_at", "step"), [(8, 4), pytest.param(12, 6, marks=pytest.mark.thorough)]
+    ("stop_at", "step"), [(9, 4), pytest.param(13, 6, marks=pytest.mark.thorough)]
 )
 def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path, stop_at, step):
-    """`should_stop` is called after each step and before each batch of an evaluator."""
+    """`should_stop` is called before step 1, after each, and before each batch of an evaluator."""
     config, calls = config_of("known/mean"), []
     setup = set_up(config, (8, 8, 1), digits().condition)
 
@@ -198,6 +198,19 @@ def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path
     means = values_of(tmp_path, "mean")
     best = max((step for step in means if step != 5), key=means.get)
     assert best_of(tmp_path)["step"] == best
+
+
+def test_a_stop_during_the_first_checkpoint_makes_no_step(tmp_path, monkeypatch):
+    config = config_of("known/mean")
+    setup = set_up(config, (8, 8, 1), digits().condition)
+    monkeypatch.setattr(loop, "train_flops", lambda setup: 0)
+    monkeypatch.setattr(loop, "compile_train_step", lambda *_: pytest.fail)  # which no step calls
+    loop.workdirs.claim(tmp_path, config)
+    with closing(checkpoints_of(setup, tmp_path)) as checkpoints:
+        training = Training(setup, digits(), tmp_path, checkpoints, lambda: True)
+        with pytest.raises(Interrupted, match=f"stopped at step 0 of 6 and saved in {tmp_path};"):
+            loop.train_and_evaluate(training)
+        assert checkpoints.steps() == [0]
 
 
 @pytest.mark.thorough(tenth=False)

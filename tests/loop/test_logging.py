@@ -184,6 +184,16 @@ def test_without_a_terminal_a_plain_line_comes_every_interval_and_at_the_end():
     ]
 
 
+def test_what_comes_before_the_first_step_is_no_part_of_the_time_left():
+    """A first checkpoint of 300 s, then steps of a second; of one step alone nothing follows."""
+    stream, now = io.StringIO(), [0.0]
+    bar = ProgressBar(100, stream=stream, interval_seconds=10.0, clock=lambda: now[0])
+    for seconds, step in [(100.0, 0), (300.0, 0), (301.0, 1), (311.0, 11)]:
+        now[0] = seconds
+        bar.beat(step)
+    assert stream.getvalue().splitlines() == ["step 1/100", "step 11/100, 01:29 left"]
+
+
 def test_steps_between_two_lines_are_shown_if_these_are_far_apart():
     stream, now = io.StringIO(), [0.0]
     bar = ProgressBar(100, stream=stream, interval_seconds=10.0, clock=lambda: now[0])
@@ -192,8 +202,9 @@ def test_steps_between_two_lines_are_shown_if_these_are_far_apart():
         bar.beat(step)
     assert stream.getvalue().splitlines() == [
         "step 10/100, 01:30 left",
-        "step 12/100, 03:03 left",
-        "step 20/100, 02:40 left",
+        # Since step 5: 20 s for 7 steps, 35 s for 15.
+        "step 12/100, 04:11 left",
+        "step 20/100, 03:07 left",
     ]
     terminal = _Terminal()
     bar = ProgressBar(100, stream=terminal, interval_seconds=0.0, clock=lambda: now[0])

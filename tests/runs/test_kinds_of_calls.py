@@ -102,6 +102,7 @@ def test_any_sequence_will_do():
     [
         ({"config": {"name": "mine"}}, "must be a ConfigDict"),
         ({"workdir": 3}, "workdir=3 must be text"),
+        ({"workdir": ""}, "workdir='' is no folder"),
         ({"watchdog": 3}, "watchdog=3 must be a Watchdog"),
         ({"profile": (1, 2)}, r"profile=\(1, 2\) must be a Profile"),
     ],

@@ -544,3 +544,20 @@ def test_a_cell_that_is_none_is_named_with_the_nearest():
         UserError, match=r"the sweep has no cell 'a-seed=00'; did you mean 'a-seed=0'"
     ):
         sweep.named(CELLS, ["a-seed=00"])
+
+
+def endless(sweep, most):
+    """In the place of `plan_cells`, in the process that checks cells."""
+    time.sleep(300)
+
+
+@pytest.mark.process
+def test_ctrl_c_ends_the_check_of_cells_at_once(monkeypatch):
+    """And the process that checks, which a terminal's Ctrl-C does not reach."""
+    monkeypatch.setattr(sweep, "plan_cells", endless)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.checked(Sweep("c.py", {"objective": ("a", "b")}), 1)
+    assert time.monotonic() - began < 100
+    assert not multiprocessing.active_children()

@@ -1,5 +1,7 @@
 """Edits images with a model, without training: what `run.edit` and `experiments.edit` do."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +14,7 @@ from diffjax.codecs.base import scale_of
 from diffjax.conditions import Condition, Images, MaskedImages, Several
 from diffjax.conditions.base import len_of
 from diffjax.conditions.classes import Unconditional
+from diffjax.conditions.images import read_image
 from diffjax.conditions.masked_images import NO_LATENT, nearest
 from diffjax.data import all_examples
 from diffjax.errors import UserError
@@ -25,12 +28,15 @@ from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Denoise, Solver
 from diffjax.settings import check_whole
-from diffjax.spec import choose
+from diffjax.spec import check_arguments, choose
 from diffjax.wiring import check_recipe
 
 if TYPE_CHECKING:  # `runs.load` imports this module.
     from diffjax.runs.load import Run
 
+_WITHOUT_METHOD = ("vary", "invert")
+LARGEST = 10.0
+"""Values beyond it are no images in [-1, 1], which samples and noise leave by little."""
 METHODS = {
     "pseudoinverse": editing.pseudoinverse_guidance,
     "posterior": editing.posterior_sampling,
@@ -63,7 +69,10 @@ class How:
     times: int = 3
 
     def __post_init__(self) -> None:
+        check_arguments(How, **vars(self))
         choose(TASKS, self.task, "task")
+        if self.method is not None and self.task in _WITHOUT_METHOD:
+            raise UserError(f"method={self.method} goes with a measurement, not with {self.task}")
         for name, least in (("factor", 2), ("jump", 1), ("times", 1)):
             check_whole(name, getattr(self, name), least)
         if not self.blur > 0:
@@ -89,7 +98,7 @@ class Originals(NamedTuple):
     data_path: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edited:
     """Images that were edited, all `[n, H, W, C]` in [-1, 1].
 
@@ -104,6 +113,10 @@ class Edited:
     original: np.ndarray
     observed: np.ndarray
     anew: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        n, *shape = self.images.shape
+        return f"Edited({n} of {'×'.join(map(str, shape))}, difference {self.difference:.4f})"
 
     @property
     def difference(self) -> float:
@@ -239,8 +252,11 @@ def shown(run: "Run", images: np.ndarray | None, named: dict[str, Any]) -> Any:
     if not given and isinstance(kind, Unconditional):
         return kind.null(len(images))
     if not given:
-        raise UserError("pass what the images are to show, as labels=[3]")
-    return conditions_of(kind, one_condition(kind, named, None))
+        raise UserError("what the images are to show is missing: labels=3, or prompts=TEXT")
+    condition = conditions_of(kind, one_condition(kind, named, None))
+    if not len_of(condition):
+        raise UserError("what the images are to show is an empty list: labels=3, or prompts=TEXT")
+    return condition
 
 
 def begun_with(
@@ -279,15 +295,15 @@ def pixels_of(model: Model, images: np.ndarray, task: str) -> tuple[np.ndarray, 
         UserError: they have another size.
     """
     height, width, channels = model.codec.image_shape(model.wired.image_shape)
-    rows, columns = np.shape(images)[1:3] if np.ndim(images) == 4 else (height, width)
+    rows, columns = images.shape[1:3] if images.ndim == 4 else (height, width)
     if task != "outpaint" or (rows, columns) == (height, width):
-        return np.asarray(Images((height, width, channels)).of(np.asarray(images))), None
+        return _checked(model, images, (height, width, channels)), None
     if rows > height or columns > width:
         raise UserError(
             f"the image has {rows}x{columns} pixels: outpainting makes a border around images that "
             f"are smaller than {height}x{width}"
         )
-    inside = np.asarray(Images((rows, columns, channels)).of(np.asarray(images)))
+    inside = _checked(model, images, (rows, columns, channels))
     border = []
     squares = scale_of(model.codec, model.wired.image_shape)
     for side, part, square in zip((height, width), (rows, columns), squares, strict=True):
@@ -295,6 +311,66 @@ def pixels_of(model: Model, images: np.ndarray, task: str) -> tuple[np.ndarray, 
         border.append((before, side - part - before))
     anew = np.pad(np.zeros((1, rows, columns, 1)), ((0, 0), *border, (0, 0)), constant_values=1.0)
     return np.pad(inside, ((0, 0), *border, (0, 0)), mode="edge"), anew
+
+
+def _checked(model: Model, images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Images `[n, H, W, C]` in [-1, 1], of such or of uint8.
+
+    Raises:
+        UserError: they have another shape, there are none, or they have other values.
+    """
+    size = "×".join(map(str, images.shape)) or "a single value"
+    if images.dtype.kind not in "fiu" or images.shape[1:] != shape or not len(images):
+        needed = "×".join(map(str, ("n", *shape)))
+        raise UserError(
+            f"images are an array of {needed} or names of files, not {size} of {images.dtype}"
+        )
+    scaled = images.dtype == np.uint8
+    images = np.asarray(images, np.float32)
+    images = images / 127.5 - 1.0 if scaled else images
+    if not np.isfinite(images).all():
+        raise UserError("the images have values that are not finite")
+    if model.codec.bounded and abs(images).max() > LARGEST:
+        raise UserError(
+            f"the images have values from {images.min():g} to {images.max():g}: they are uint8 "
+            "from 0 to 255, or in [-1, 1]"
+        )
+    return images
+
+
+def images_in(model: Model, images: Any, task: str) -> np.ndarray | None:
+    """Images as `pixels_of` takes them, read if they are names of files; None are none.
+
+    Raises:
+        UserError: a file is no image, or has another size than samples; of `outpaint` all have that
+            of the first.
+    """
+    if images is None or isinstance(images, np.ndarray | Array):
+        return None if images is None else np.asarray(images)
+    files = [images] if isinstance(images, str | os.PathLike) else images
+    if not isinstance(files, Sequence) or not all(isinstance(x, str | os.PathLike) for x in files):
+        return np.asarray(images)
+    height, width, channels = model.codec.image_shape(model.wired.image_shape)
+    if task == "outpaint" and files:
+        height, width, _ = read_image(files[0], channels).shape
+    if not files:
+        raise UserError("images= is an empty list: name the files of one or several")
+    return np.asarray(Images((height, width, channels)).parse(files))
+
+
+def mask_in(model: Model, mask: Any) -> np.ndarray | None:
+    """A mask as `anew_of` takes it; of a file it is what is at least half as bright as white.
+
+    Raises:
+        UserError: the file is no image, has another size, or is black all over.
+    """
+    if mask is None or not isinstance(mask, str | os.PathLike):
+        return None if mask is None else np.asarray(mask)
+    height, width, _ = model.codec.image_shape(model.wired.image_shape)
+    white = np.asarray(Images((height, width, 1)).parse([mask])) >= 0
+    if not white.any():
+        raise UserError(f"{mask} is black all over: its white part is what is made anew")
+    return white
 
 
 def anew_of(mask: np.ndarray | None, task: str, shape: tuple[int, ...]) -> np.ndarray | None:

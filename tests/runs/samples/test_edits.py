@@ -12,7 +12,7 @@ from diffjax.runs.samples import edits
 
 def model_of(height: int, width: int, square: int = 1) -> Any:
     """Of images, or of latents each of which is a square of pixels."""
-    codec = SimpleNamespace(image_shape=lambda shape: (height, width, 1))
+    codec = SimpleNamespace(image_shape=lambda shape: (height, width, 1), bounded=True)
     wired = SimpleNamespace(image_shape=(height // square, width // square, 1))
     return SimpleNamespace(codec=codec, wired=wired)
 
