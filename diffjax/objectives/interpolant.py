@@ -36,7 +36,8 @@ class Interpolant(Denoising):
     `γ = γ' = 0`.
 
     Attributes:
-        gamma: the bridge noise, a function of time that is 0 at both ends.
+        gamma: the bridge noise, a function of time that is 0 at both ends: `SineSquared`,
+            `Brownian`, or `NoBridge` for none (`diffjax.process.bridges`).
     """
 
     gamma: BridgeNoise = field(kw_only=True)

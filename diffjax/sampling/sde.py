@@ -90,7 +90,7 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
     Ma et al. 2024 (arXiv:2401.08740), section 2.4.
 
     Args:
-        diffusion: w, any function of the coefficients.
+        diffusion: w, any function of the coefficients: `NoiseScale`, `ConstantRate`, `ForwardRate`.
     """
 
     def step(
@@ -111,7 +111,7 @@ def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
     SiT's `Heun`, Ma et al. 2024 (arXiv:2401.08740).
 
     Args:
-        diffusion: w, any function of the coefficients.
+        diffusion: w, any function of the coefficients: `NoiseScale`, `ConstantRate`, `ForwardRate`.
     """
 
     def step(

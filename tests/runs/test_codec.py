@@ -226,4 +226,4 @@ def test_the_command_line_shows_decoded_images_and_pairs_of_latents(workdir, tmp
     assert Image.open(edited).mode == "L"
     argv = [f"--workdir={workdir}", "--allowed_packages=tests", "--task=deblur", *how]
     assert cli.run(edit.main, edit.FLAGS, usage="", argv=argv) == 2
-    assert "--task=deblur observes pixels" in capsys.readouterr().err
+    assert "error: task=deblur observes pixels" in capsys.readouterr().err
