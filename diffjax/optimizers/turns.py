@@ -35,7 +35,7 @@ def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optim
 
     Args:
         optimizer: of both parts.
-        every: steps of the one part between updates of the other; 1 changes nothing.
+        every: steps of the one part between updates of the other; 0 is one optimizer for all.
         always: names at the top of the tree of the parameters that are updated in each step.
 
     Raises:
@@ -51,7 +51,7 @@ def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optim
         >>> float(moved["network"][0]), round(float(moved["score"][0]), 6)
         (0.0, -0.001)
     """
-    if every == 1:
+    if not every:
         return optimizer
     if optimizer.gradient_point is not at_params:
         raise UserError(

@@ -23,7 +23,7 @@ class Apply(Protocol):
 
     The output has the shape of `x`. Where an objective needs more outputs (a variance), they are
     further channels. With `hidden=True`, a network that supports it returns the pair of the output
-    and the activations `[B, …]` of a middle layer.
+    and a tuple of the activations `[B, …]` of layers in its middle, most often of one.
     """
 
     def __call__(

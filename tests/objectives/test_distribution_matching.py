@@ -185,7 +185,7 @@ def test_a_discriminator_moves_its_head_and_the_generator():
 
     def apply(params, x, noise_label, cond, *, key=None, hidden=False):
         out = params["w"] * x
-        return (out, out.reshape(4, 4, 2, 8)) if hidden else out
+        return (out, (out.reshape(4, 4, 2, 8),)) if hidden else out
 
     @once()
     def gradient(objective, params):
@@ -229,7 +229,7 @@ def test_in_turns_each_part_has_the_updates_that_it_has_alone():
                 alone[name] = optax.apply_updates(own, moved), own_state
     for name in params:
         np.testing.assert_allclose(params[name], alone[name][0], rtol=1e-6)
-    assert in_turns(rule, 1, ("score",)) is rule
+    assert in_turns(rule, 0, ("score",)) is rule
 
 
 def test_a_schedule_free_optimizer_is_refused():

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from diffjax.objectives.base import Progress
+from diffjax.objectives.distances import PseudoHuber
+from diffjax.objectives.distillation.coupled_ends import CoupledEnds
 from diffjax.objectives.few_step.consistency import (
     Consistency,
     Doubling,
     Neighbours,
-    PseudoHuber,
     Shrinking,
 )
 from diffjax.objectives.few_step.drifting import Others, drift_loss
@@ -109,6 +110,11 @@ def compare(objective, reference, images=IMAGES, labels=LABELS, fraction=0.5, sc
         np.testing.assert_allclose(
             scale * gradient[name], expected, rtol=1e-4, atol=2e-5 * largest, err_msg=name
         )
+
+
+@pytest.mark.parity
+def test_the_second_stage_of_instaflow():
+    compare(given(straight(CoupledEnds)), stored("instaflow"))
 
 
 BOTH = {"intervals": (TIMES, ENDS)}
