@@ -96,7 +96,14 @@ def in_jax(loss: Callable[[Any], Any]) -> dict[str, np.ndarray]:
     return {"loss": value, **{f"d_{name}": x for name, x in gradient.items()}}
 
 
-def _of_mean_flow(clone: str, module: str, **how: Any) -> dict[str, np.ndarray]:
+def velocity_head(u: Any, x: Any) -> Any:
+    """The second output of a network of two, from the first."""
+    return 0.5 * u + 0.3 * x
+
+
+def _of_mean_flow(
+    clone: str, module: str, heads: bool = False, **how: Any
+) -> dict[str, np.ndarray]:
     """MeanFlow, improved MeanFlow and pixel MeanFlow are Flax modules with the network as `net`."""
     import jax
     import jax.numpy as jnp
@@ -122,6 +129,8 @@ def _of_mean_flow(clone: str, module: str, **how: Any) -> dict[str, np.ndarray]:
                 over = jnp.clip(t, 0.05, 1.0)[:, None, None, None]
                 return (x - out) / over if module == "pmf" else out
 
+            if heads:
+                return u_of(h), velocity_head(u_of(h), x)
             # The head for the velocity, of which only the value counts here.
             v = jax.lax.stop_gradient(u_of(jnp.zeros_like(h)))
             return u_of(h) if module == "meanflow" else (u_of(h), v)
@@ -149,7 +158,7 @@ def _of_mean_flow(clone: str, module: str, **how: Any) -> dict[str, np.ndarray]:
         found = flow.apply(
             {"params": {"net": params}}, jnp.asarray(IMAGES), LABELS, method="forward", rngs=rngs
         )
-        if module == "meanflow":
+        if module == "meanflow" or heads:
             return found[0]
         # Less the loss of the head, whose velocity is that over no time.
         t = column(TIMES)
@@ -171,6 +180,11 @@ def mean_flow(clone: str) -> dict[str, np.ndarray]:
 def imf(clone: str) -> dict[str, np.ndarray]:
     """Without guidance and less the loss of the second head."""
     return _of_mean_flow(clone, "imf")
+
+
+def imf_heads(clone: str) -> dict[str, np.ndarray]:
+    """The same with the second head."""
+    return _of_mean_flow(clone, "imf", heads=True)
 
 
 def pmf(clone: str) -> dict[str, np.ndarray]:
