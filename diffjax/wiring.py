@@ -439,7 +439,7 @@ def _init(
     x = jnp.zeros((1, *_input_shape(objective, image_shape)))
     with lora.on():
         collection, name = HIDDEN
-        found = network.init(
+        found: Any = network.init(
             key, x, noise_label, condition.example(1), mutable=("params", collection)
         )
     params, sown = found["params"], found.get(collection, {}).get(name)

@@ -72,6 +72,7 @@ class Traits:
             its parameters to begin with, under these names in the same tree.
         network_every: steps from one update of the network to the next; what the objective trains
             beside it is updated in each, by an optimizer of its own. 0 is one optimizer for all.
+        own_rate: the factor of that optimizer's learning rate.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         features: rows, columns and numbers of what a batch holds as `features` beside each image;
             None for nothing.
@@ -92,6 +93,7 @@ class Traits:
     distils: bool = False
     copies: tuple[str, ...] = ()
     network_every: int = 0
+    own_rate: float = 1.0
     forward_mode: bool = False
     features: tuple[int, int, int] | None = None
     hidden_depths: tuple[int, ...] = ()

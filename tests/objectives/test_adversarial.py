@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_the_papers():
     label, (u, noise), (v, other) = 0.1 * (np.arange(8) % 3)[:, None, None, None], *draws
 
     def over(x):
-        return np.float64(x)[:, None, None, None]
+        return np.asarray(x, np.float64)[:, None, None, None]
 
     def tokens(w, x, u, noise):
         x_u = (1.0 - over(u)) * x + over(u) * noise
