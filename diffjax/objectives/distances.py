@@ -19,7 +19,7 @@ from diffjax.shapes import PerSample, Samples
 Metric = Callable[[Samples, Samples], PerSample]
 """`(x[B, …], y[B, …]) -> distance[B]`."""
 
-_once = functools.lru_cache(maxsize=2)(read)
+_read_once = functools.lru_cache(maxsize=2)(read)
 
 
 @register_dataclass
@@ -83,7 +83,7 @@ class Perceptual:
                 "the perceptual distance needs weights: set its path to torchvision's "
                 "vgg16-397923af.pth, and heads to lpips/weights/v0.1/vgg.pth of the package lpips"
             )
-        network, params = _once(self.path, self.heads)
+        network, params = _read_once(self.path, self.heads)
         distance = self.between(network, params, x, y)
         return distance + self.square * MeanSquare()(x, y)
 
