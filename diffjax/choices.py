@@ -33,6 +33,9 @@ from diffjax.objectives import (
     wrappers,
 )
 from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.distances import PseudoHuber
+from diffjax.objectives.distillation.adversarial import LatentAdversarial
+from diffjax.objectives.distillation.coupled_ends import CoupledEnds
 from diffjax.objectives.distillation.denoisers import GuidanceDistillation, ProgressiveDistillation
 from diffjax.objectives.distillation.distribution_matching import DistributionMatching
 from diffjax.objectives.distillation.flow_anchored import FlowAnchored
@@ -51,7 +54,6 @@ from diffjax.objectives.few_step.consistency import (
     Doubling,
     FromTeacher,
     Neighbours,
-    PseudoHuber,
     Shrinking,
 )
 from diffjax.objectives.few_step.continuous_consistency import ContinuousConsistency
@@ -187,6 +189,7 @@ TIMES: Table = MappingProxyType(
         "logit_normal_soflow": spec(times.LogitNormal, mean=-0.2),
         "logit_normal_facm": spec(times.LogitNormal, mean=-0.8, std=1.6),
         "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
+        "logit_normal_ladd": spec(times.LogitNormal, mean=1.0),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
         "log_normal": spec(times.LogNormal),
@@ -259,6 +262,8 @@ LOSSES: Table = MappingProxyType(
         "score_regularised_consistency": spec(ScoreRegularised),
         "latent_consistency_distillation": spec(LatentConsistency),
         "distribution_matching": spec(DistributionMatching),
+        "latent_adversarial_distillation": spec(LatentAdversarial),
+        "coupled_ends": spec(CoupledEnds),
         "progressive_distillation": spec(ProgressiveDistillation),
         "guidance_distillation": spec(
             GuidanceDistillation, prediction=spec(FromTeacher, guidance_scale=2.0)
@@ -742,6 +747,15 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # DMD2: ½·|x - sg(x - g)|², g = (x0_fake - x0_T)/mean |x - x0_T| at noisy samples, and
             # EDM's loss of the fake score on samples. Yin et al. 2024 (arXiv:2405.14867).
             "dmd2": {**_EDM, "times": "uniform_root", "loss": "distribution_matching"},
+            # LADD: -D(x_u) and the hinge loss of D, with ends x = f(x_t, t) of one step, noise of
+            # another level u, logit(u) ~ N(1, 1), and heads D on a frozen teacher's hidden tokens.
+            # Sauer et al. 2024 (arXiv:2403.12015).
+            "ladd": {
+                "path": "linear",
+                "target": "velocity",
+                "times": "logit_normal_ladd",
+                "loss": "latent_adversarial_distillation",
+            },
             # Progressive distillation: max(SNR, 1)·|x0_net - x0|², where x0 is such that one step
             # of DDIM ends where two of the teacher do. Salimans & Ho 2022 (arXiv:2202.00512).
             "progressive": {
@@ -761,6 +775,14 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
             # model made from it. Liu et al. 2023 (arXiv:2209.03003).
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},
+            # InstaFlow's second stage: |eps - net(eps, 1) - x0|² on pairs of noise and the sample
+            # that a reflowed model made from it. Liu et al. 2023 (arXiv:2309.06380).
+            "instaflow": {
+                "path": "linear",
+                "target": "velocity",
+                "coupling": "given",
+                "loss": "coupled_ends",
+            },
             # Stochastic interpolant: |net(x_t, t) - dx_t/dt|², x_t = (1 - t)·x0 + t·eps + γ(t)·z,
             # z ~ N(0, I), γ = ½·sin²(πt). Albergo et al. 2023 (arXiv:2303.08797).
             "interpolant": {"path": "linear", "target": "velocity", "loss": "interpolant"},

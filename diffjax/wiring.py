@@ -216,7 +216,7 @@ def wire(
                 f"{type(objective).__name__} compares features inside the network, and "
                 f"{type(network).__name__} sows none (diffjax.models.layers.common.HIDDEN)"
             )
-        return output, sown[collection][name][0]
+        return output, sown[collection][name]
 
     def shapes(lora: LoraLayers) -> dict[str, Any]:
         return jax.eval_shape(
@@ -438,8 +438,12 @@ def _init(
     noise_label = jnp.zeros((1, 2) if two_times else 1)
     x = jnp.zeros((1, *_input_shape(objective, image_shape)))
     with lora.on():
-        params = network.init(key, x, noise_label, condition.example(1))["params"]
-    width = getattr(network, "hidden_size", 1)
+        collection, name = HIDDEN
+        found: Any = network.init(
+            key, x, noise_label, condition.example(1), mutable=("params", collection)
+        )
+    params, sown = found["params"], found.get(collection, {}).get(name)
+    width = sown[0].shape[-1] if sown else 1
     return {**params, **own_params(objective, jax.random.fold_in(key, 1), params, width)}
 
 
@@ -455,22 +459,22 @@ def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, in
     return {"out_channels": traits.outputs * image_shape[-1]}
 
 
-def _hidden(objective: Objective, config: ConfigDict) -> dict[str, int]:
-    """The network's argument `hidden_depth`; none where the loss takes no tokens after a block.
+def _hidden(objective: Objective, config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """The network's argument `hidden_depths`; none where the loss takes no tokens after a block.
 
     Raises:
         UserError: the network has no such tokens.
     """
     traits = objective.traits
-    if traits.features is None:
+    if traits.features is None and not traits.hidden_depths:
         return {}
-    if not isinstance(config.model, ConfigDict) or "hidden_depth" not in config.model:
+    if not isinstance(config.model, ConfigDict) or "hidden_depths" not in config.model:
         name = str(getattr(config.model, "_target_", config.model)).rpartition(":")[2]
         raise UserError(
-            f"{type(objective).__name__} aligns the tokens after a block of a transformer, and "
-            f"{name} has none: take model=dit or one of its kind, or leave that wrapper out"
+            f"{type(objective).__name__} takes the tokens after a block of a transformer, and "
+            f"{name} has none: take model=dit or one of its kind, or leave that loss out"
         )
-    return {"hidden_depth": traits.hidden_depth or config.model.hidden_depth}
+    return {"hidden_depths": traits.hidden_depths or tuple(config.model.hidden_depths)}
 
 
 def _attention(config: ConfigDict, mesh: Mesh, forward_mode: bool) -> dict[str, str]:

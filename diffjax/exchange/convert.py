@@ -63,7 +63,7 @@ _WITHOUT_EFFECT = frozenset(
         "scan",
         "remat",
         "dropout",
-        "hidden_depth",
+        "hidden_depths",
         "base_width",
     }
 )

@@ -71,12 +71,13 @@ class Traits:
         copies: names of further networks that the objective trains beside the network: copies of
             its parameters to begin with, under these names in the same tree.
         network_every: steps from one update of the network to the next; what the objective trains
-            beside it is updated in each.
+            beside it is updated in each, by an optimizer of its own. 0 is one optimizer for all.
+        own_rate: the factor of that optimizer's learning rate.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         features: rows, columns and numbers of what a batch holds as `features` beside each image;
             None for nothing.
-        hidden_depth: the number of blocks of the network after which the loss takes hidden tokens,
-            if it takes any; 0 is the network's own choice.
+        hidden_depths: numbers of blocks of the network after which the loss takes hidden tokens,
+            if it takes any; none is the network's own choice, one depth.
         meaning: what a decoded prediction is; with `AVERAGE_VELOCITY` the network has two times as
             input, otherwise one.
         solver: the default solver, a name in `diffjax.choices.SOLVERS`.
@@ -91,10 +92,11 @@ class Traits:
     has_teacher: bool = False
     distils: bool = False
     copies: tuple[str, ...] = ()
-    network_every: int = 1
+    network_every: int = 0
+    own_rate: float = 1.0
     forward_mode: bool = False
     features: tuple[int, int, int] | None = None
-    hidden_depth: int = 0
+    hidden_depths: tuple[int, ...] = ()
     meaning: Meaning = Meaning.POSTERIOR_MEAN
     solver: str = "heun"
 
@@ -114,11 +116,12 @@ def own_params(
     return {**objective.init_params(key, hidden_size), **copies}
 
 
-def hidden_of(output: Samples, traits: Traits) -> Array:
+def hidden_of(output: Samples, traits: Traits) -> tuple[Array, ...]:
     """Hidden tokens `[B, rows, columns, 1]` of a stand-in for a network, from its output."""
     rows, columns, _ = traits.features or (1, 1, 1)
     means = jnp.mean(output, axis=tuple(range(1, output.ndim)))
-    return jnp.broadcast_to(means[:, None, None, None], (len(output), rows, columns, 1))
+    tokens = jnp.broadcast_to(means[:, None, None, None], (len(output), rows, columns, 1))
+    return (tokens,) * max(len(traits.hidden_depths), 1)
 
 
 class Objective:

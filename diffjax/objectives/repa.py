@@ -99,7 +99,8 @@ class REPA(Wrapper):
     @property
     def traits(self) -> Traits:
         shape: Any = tuple(self.features)
-        return replace(self.objective.traits, features=shape, hidden_depth=self.depth)
+        depths = (self.depth,) if self.depth else ()
+        return replace(self.objective.traits, features=shape, hidden_depths=depths)
 
     @property
     def projector(self) -> Projector:
@@ -129,7 +130,7 @@ class REPA(Wrapper):
 
         def watched(*inputs: Any, **how: Any) -> Any:
             output, hidden = apply(*inputs, **{**how, "hidden": True})
-            seen.append(hidden)
+            seen.append(hidden[0])
             return (output, hidden) if how.get("hidden") else output
 
         loss, metrics = self.objective(watched, params, teacher_params, key, batch, progress)

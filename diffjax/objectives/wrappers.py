@@ -316,7 +316,7 @@ class Dispersive(Wrapper):
         del teacher_params, progress
         objective = self.objective
         noised = objective.at_random_times(key, batch)
-        output, hidden = objective.evaluate(apply, params, noised, hidden=True)
+        output, (hidden, *_) = objective.evaluate(apply, params, noised, hidden=True)
         loss = objective.loss(noised, output) + self.scale * self.dispersion(hidden)
         return loss, objective.metrics(noised)
 

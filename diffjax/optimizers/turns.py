@@ -26,7 +26,9 @@ class Turns(NamedTuple):
     always: Any
 
 
-def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optimizer:
+def in_turns(
+    optimizer: Optimizer, every: int, always: Collection[str], rate: float = 1.0
+) -> Optimizer:
     """The optimizer with a state for each of two parts of the parameters, one updated seldom.
 
     Both begin with an update. In the steps between, moments and schedule of the part that is not
@@ -35,8 +37,9 @@ def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optim
 
     Args:
         optimizer: of both parts.
-        every: steps of the one part between updates of the other; 1 changes nothing.
+        every: steps of the one part between updates of the other; 0 is one optimizer for all.
         always: names at the top of the tree of the parameters that are updated in each step.
+        rate: the factor of their learning rate.
 
     Raises:
         UserError: an optimizer that takes gradients elsewhere than at the parameters.
@@ -51,7 +54,7 @@ def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optim
         >>> float(moved["network"][0]), round(float(moved["score"][0]), 6)
         (0.0, -0.001)
     """
-    if every == 1:
+    if not every:
         return optimizer
     if optimizer.gradient_point is not at_params:
         raise UserError(
@@ -68,6 +71,7 @@ def in_turns(optimizer: Optimizer, every: int, always: Collection[str]) -> Optim
         (ours, others), (seldom, other) = _split(updates, always), _split(params, always)
         slow, next_state = transform.update(ours, state.seldom, seldom)
         fast, always_state = transform.update(others, state.always, other)
+        fast = jax.tree.map(lambda x: rate * x, fast)
         due = state.count % every == 0
         slow = jax.tree.map(lambda x: jnp.where(due, x, jnp.zeros_like(x)), slow)
         kept = jax.tree.map(lambda a, b: jnp.where(due, a, b), next_state, state.seldom)

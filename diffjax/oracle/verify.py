@@ -342,7 +342,7 @@ class _Network:
         # Outputs beyond the prediction (a variance, for example) are constant.
         others = jnp.zeros((*output.shape[:-1], (self.outputs - 1) * output.shape[-1]))
         output = jnp.concatenate([output, others], axis=-1)
-        return (output, image) if hidden else output
+        return (output, (image,)) if hidden else output
 
     def _time_of(self, noise_label: Array) -> Array:
         """The time in `[t_min, t_noise]` at which the noise label has a value, by bisection."""

@@ -23,7 +23,7 @@ class Apply(Protocol):
 
     The output has the shape of `x`. Where an objective needs more outputs (a variance), they are
     further channels. With `hidden=True`, a network that supports it returns the pair of the output
-    and the activations `[B, …]` of a middle layer.
+    and a tuple of the activations `[B, …]` of layers in its middle, most often of one.
     """
 
     def __call__(
@@ -212,7 +212,8 @@ def flow_map_predictor(apply: Apply, params: Any, path: Path, precond: Precond) 
     flow from `x` at the second (`diffjax.process.targets.chord`).
 
     Args:
-        apply: the network, whose noise labels are `[B, 2]` (`interval_inputs`).
+        apply: the network, whose noise labels are `[B, 2]` (`interval_inputs`). With `C` channels
+            of `x`, the first `C` channels of its output are the prediction.
         params: its parameters, live or averaged.
         path: the path on which it was trained.
         precond: the preconditioning with which it was trained.
@@ -222,6 +223,7 @@ def flow_map_predictor(apply: Apply, params: Any, path: Path, precond: Precond) 
         start = time_of(t)
         end = start if t.ndim == 1 else t[:, 1]
         output = apply(params, *interval_inputs(path, precond, x, start, end), cond)
+        output = output[..., : x.shape[-1]]
         c = coeffs(path, start, x.ndim)
         if isinstance(precond.target, Velocity):
             return decode(c, chord(path, start, end, x.ndim), output, x)

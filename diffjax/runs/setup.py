@@ -110,8 +110,8 @@ class Setup:
         Raises:
             UserError: as of `diffjax.optimizers.mup.by_width` and `diffjax.optimizers.turns`.
         """
-        every = self.wired.objective.traits.network_every
-        optimizer = in_turns(optimizer, every, self.wired.own_names)
+        traits = self.wired.objective.traits
+        optimizer = in_turns(optimizer, traits.network_every, self.wired.own_names, traits.own_rate)
         factors = self.wired.rate_factors
         if factors is None:
             return optimizer

@@ -248,7 +248,12 @@ def fitting(config, *shapes):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("digits_reflow", marks=pytest.mark.thorough), "digits_translation"]
+    "name",
+    [
+        pytest.param("digits_reflow", marks=pytest.mark.thorough),
+        pytest.param("digits_instaflow", marks=pytest.mark.thorough),
+        "digits_translation",
+    ],
 )
 def test_every_config_of_pairs_fits_together(name):
     config = config_files.load(f"{CONFIGS}/{name}.py")
@@ -277,7 +282,7 @@ def test_every_config_of_mean_flow_fits_together():
 def test_every_config_is_tested_and_is_one():
     # tests/autoencoders, tests/performance, tests/text, tests/tuning, tests/runs, tests/data
     others = {"digits_reflow", "digits_translation", "autoencoder", "published", "captions"}
-    others |= {"finetune", "digits_small", "digits_upscale", "emoji"}
+    others |= {"finetune", "digits_small", "digits_upscale", "emoji", "digits_instaflow"}
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *others, *MEAN_FLOW}
     for path in CONFIGS.glob("*.py"):
         if path.stem != "finetune":  # which begins with a pipeline

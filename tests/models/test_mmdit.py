@@ -167,7 +167,7 @@ def test_what_a_network_refuses():
         (MMDiT(**NET | {"num_heads": 3}), given, "has to be a multiple of 4 and of num_heads=3"),
         (MMDiT(**NET, stored_positions=5), given, "larger than .* the longest side is 10"),
         (MMDiT(**NET, dual_blocks=3), given, "dual_blocks=3 is more than depth=2"),
-        (MMDiT(**NET, hidden_depth=3), given, "hidden_depth=3 is more than depth=2"),
+        (MMDiT(**NET, hidden_depths=(3,)), given, r"hidden_depths=\(3,\) is more than depth=2"),
         (Flux(**NET), given, r"rotary_axes=\(16, 56, 56\) have to be .* of a head, 8"),
         (Flux(**NET, rotary_axes=(1, 3, 4)), given, r"widths \(1, 3, 4\) .* have to be even"),
         (MMDiT(**NET), {**given, "x": times[:, None]}, "without embedded_guidance takes no numb"),

@@ -185,7 +185,7 @@ def test_a_discriminator_moves_its_head_and_the_generator():
 
     def apply(params, x, noise_label, cond, *, key=None, hidden=False):
         out = params["w"] * x
-        return (out, out.reshape(4, 4, 2, 8)) if hidden else out
+        return (out, (out.reshape(4, 4, 2, 8),)) if hidden else out
 
     @once()
     def gradient(objective, params):
@@ -210,7 +210,7 @@ def test_a_discriminator_moves_its_head_and_the_generator():
 
 def test_in_turns_each_part_has_the_updates_that_it_has_alone():
     rule = descent(9, Adam(), 1e-2, 0)
-    both = in_turns(rule, 3, ("score",)).transform
+    both = in_turns(rule, 3, ("score",), rate=0.5).transform
     params: Any = {"network": jnp.ones(2), "score": jnp.ones(2)}
     alone = {name: (params[name], rule.transform.init(params[name])) for name in params}
     state = both.init(params)
@@ -226,10 +226,11 @@ def test_in_turns_each_part_has_the_updates_that_it_has_alone():
             if name == "score" or step % 3 == 0:
                 own, own_state = alone[name]
                 moved, own_state = rule.transform.update(factor * g, own_state, own)
+                moved = (0.5 if name == "score" else 1.0) * moved
                 alone[name] = optax.apply_updates(own, moved), own_state
     for name in params:
         np.testing.assert_allclose(params[name], alone[name][0], rtol=1e-6)
-    assert in_turns(rule, 1, ("score",)) is rule
+    assert in_turns(rule, 0, ("score",)) is rule
 
 
 def test_a_schedule_free_optimizer_is_refused():

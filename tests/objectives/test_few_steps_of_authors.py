@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from diffjax.objectives.base import Progress
+from diffjax.objectives.distances import PseudoHuber
+from diffjax.objectives.distillation.coupled_ends import CoupledEnds
 from diffjax.objectives.few_step.consistency import (
     Consistency,
     Doubling,
     Neighbours,
-    PseudoHuber,
     Shrinking,
 )
 from diffjax.objectives.few_step.drifting import Others, drift_loss
@@ -83,7 +84,10 @@ def straight(kind, target=None, weight=None, density=None, **parts):
     return kind(paths.Linear(), precond, weight or weights.Constant(), density, **parts)
 
 
-def compare(objective, reference, images=IMAGES, labels=LABELS, fraction=0.5, scale=1.0, rtol=3e-5):
+def compare(
+    objective, reference, images=IMAGES, labels=LABELS, fraction=0.5, scale=1.0, rtol=3e-5,
+    network=network,
+):  # fmt: skip
     """The mean loss and its gradient, up to a factor."""
     batch = {"image": as_precise(images), "cond": jnp.asarray(labels)}
     averages = jax.tree.map(as_precise, AVERAGES)
@@ -111,6 +115,11 @@ def compare(objective, reference, images=IMAGES, labels=LABELS, fraction=0.5, sc
         )
 
 
+@pytest.mark.parity
+def test_the_second_stage_of_instaflow():
+    compare(given(straight(CoupledEnds)), stored("instaflow"))
+
+
 BOTH = {"intervals": (TIMES, ENDS)}
 AFTER = (TIMES, ENDS - 0.01)
 
@@ -124,6 +133,16 @@ def test_mean_flow_with_guidance():
 @pytest.mark.parity
 def test_improved_mean_flow():
     compare(given(straight(MeanFlow, own_velocity=True), **BOTH), stored("imf"))
+
+
+def with_velocity(params, x, noise_label, cond, *, key=None):
+    u = network(params, x, noise_label, cond)
+    return jnp.concatenate([u, few_steps.velocity_head(u, x)], axis=-1)
+
+
+def test_improved_mean_flow_with_a_head_for_the_velocity():
+    objective = straight(MeanFlow, own_velocity=True, velocity_head=True)
+    compare(given(objective, **BOTH), stored("imf_heads"), network=with_velocity)
 
 
 @pytest.mark.parity
@@ -225,5 +244,5 @@ def test_the_drift_and_its_gradient():
 
 
 def test_the_references_are_for_parameters_that_matter():
-    for name in ("mean_flow", "imf", "pmf", "shortcut", "tvm", "soflow"):
+    for name in ("mean_flow", "imf", "imf_heads", "pmf", "shortcut", "tvm", "soflow"):
         assert all(np.abs(stored(name)[f"d_{part}"]).max() > 1e-3 for part in PARAMS), name

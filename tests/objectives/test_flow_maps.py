@@ -232,6 +232,20 @@ def test_samplers_step_along_the_average_velocity_of_a_network_of_x0():
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_samplers_take_the_first_output():
+    def both(*inputs):
+        return jnp.concatenate([smooth_network(*inputs), inputs[1]], axis=-1)
+
+    x, t = jnp.array([[0.5, -0.2], [1.0, 0.3]]), jnp.array([[0.8, 0.1], [0.4, 0.4]])
+    precond = Precond(targets.Velocity(), TimeLabel(1.0))
+    one, other = (
+        flow_map_predictor(network, 1.3, paths.Linear(), precond)(x, t, None)
+        for network in (both, smooth_network)
+    )
+    np.testing.assert_array_equal(one.x0, other.x0)
+    assert of(MeanFlow, velocity_head=True).traits.outputs == 2
+
+
 def test_a_network_of_x0_needs_the_straight_path():
     objective = replace(of_x0(Shortcut), path=paths.Cosine())
     with pytest.raises(UserError, match="shortcut with target=clean needs the straight path"):

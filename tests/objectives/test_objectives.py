@@ -511,7 +511,7 @@ def assert_training_reaches_the_truth(name):
         output = jnp.concatenate(
             [output, *[jnp.zeros_like(x)] * (objective.traits.outputs - 1)], axis=-1
         )
-        return (output, output) if hidden else output
+        return (output, (output,)) if hidden else output
 
     theta = trained(objective, apply, MIXTURE.draw, 300)
     assert np.abs(theta).max() < 0.03, name

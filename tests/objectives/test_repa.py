@@ -68,7 +68,7 @@ def test_the_loss_is_the_objectives_minus_the_cosines():
     batch = {"image": tokens(3), "features": features, "cond": jnp.zeros(3, jnp.int32)}
 
     def apply(params, x, noise_label, cond, *, key=None, hidden=False):
-        return (0.5 * x, jnp.asarray(tokens())) if hidden else 0.5 * x
+        return (0.5 * x, (jnp.asarray(tokens()),)) if hidden else 0.5 * x
 
     key = jax.random.key(5)
     loss, metrics = objective(apply, {PROJECTOR: params}, None, key, batch, PROGRESS)
@@ -130,7 +130,7 @@ def test_losses_and_gradients_are_those_of_the_authors_code():
     with np.load(repa.FOLDER / "REPA.npz", allow_pickle=False) as file:
         stored = dict(file)
     denoiser = FAMILY.network((dit.SIDE, dit.SIDE, dit.CHANNELS), dit.NUM_CLASSES, **dit.SETTINGS)
-    network: Any = denoiser.network.clone(out_channels=repa.CHANNELS, hidden_depth=repa.DEPTH)
+    network: Any = denoiser.network.clone(out_channels=repa.CHANNELS, hidden_depths=(repa.DEPTH,))
     denoiser = replace(denoiser, network=network)
     nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), FAMILY.shapes(denoiser))
     shapes = {name: x.shape for name, x in FAMILY.to_theirs(nothing, denoiser).items()}
@@ -167,7 +167,7 @@ def test_losses_and_gradients_are_those_of_the_authors_code():
     def apply(params, x, noise_label, cond, *, key=None, hidden=False):
         variables = {"params": {k: x for k, x in params.items() if k != PROJECTOR}}
         out, sown = network.apply(variables, x, noise_label, cond, mutable=["intermediates"])
-        return (out, sown["intermediates"]["hidden"][0]) if hidden else out
+        return (out, sown["intermediates"]["hidden"]) if hidden else out
 
     @jax.jit
     def run(params):
@@ -283,7 +283,7 @@ def test_image_tokens_of_mmdit_learn_from_it_up_to_the_depth(scan):
     x, t = batch["image"], jnp.full(4, 0.5)
 
     def alignment(params):
-        _, hidden = wired.apply(params, x, t, batch["cond"], hidden=True)
+        _, (hidden,) = wired.apply(params, x, t, batch["cond"], hidden=True)
         objective: Any = wired.objective
         return objective.alignment(params[PROJECTOR], hidden, batch).mean()
 
@@ -302,7 +302,7 @@ def test_image_tokens_of_mmdit_learn_from_it_up_to_the_depth(scan):
 @pytest.mark.parametrize(
     ("arguments", "changes", "said"),
     [
-        ("model=unet,wrappers=repa", {}, "REPA aligns the tokens after a block .* UNet has none"),
+        ("model=unet,wrappers=repa", {}, "REPA takes the tokens after a block .* UNet has none"),
         ("wrappers=repa", {"model.patch_size": 2}, "features=2x2x5 do not lie on the 4x4 tokens"),
         pytest.param(
             "wrappers=repa",

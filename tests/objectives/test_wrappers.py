@@ -35,7 +35,7 @@ def network(params, x, noise_label, cond, *, key=None, hidden=False) -> Any:
     """Right nowhere, and most wrong around t = 0.3."""
     bump = jnp.exp(-0.5 * jnp.square((noise_label - 0.3) / 0.05))
     output = 0.2 * x - 1.5 * params * bump[:, None]
-    return (output, jnp.tanh(x)) if hidden else output
+    return (output, (jnp.tanh(x),)) if hidden else output
 
 
 def batch(key):

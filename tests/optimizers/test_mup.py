@@ -183,7 +183,7 @@ STEPS = 3
 
 def changes(width: int, base_width: int) -> list[float]:
     """How far hidden tokens and outputs move in some steps, root mean squares a number."""
-    config = config_of(hidden_size=width, num_heads=2, depth=2, patch_size=4, hidden_depth=2)
+    config = config_of(hidden_size=width, num_heads=2, depth=2, patch_size=4, hidden_depths=(2,))
     config.model.update(base_width=base_width, base_head_width=base_width // 2)
     config.optimizer.update(learning_rate=3e-3, warmup_steps=0, clip_norm=1e6)
     setup = set_up(config, (8, 8, 1), of_classes(10))

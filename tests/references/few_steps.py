@@ -9,12 +9,13 @@
     git clone https://github.com/lumalabs/tvm /tmp/tvm
     git clone https://github.com/zlab-princeton/SoFlow /tmp/soflow
     git clone https://github.com/lambertae/drifting /tmp/drifting
+    git clone https://github.com/gnobitab/RectifiedFlow /tmp/instaflow
     python -m tests.references.few_steps mean_flow /tmp/mean_flow   # writes few_steps_mean_flow.npz
 
-It needs torch for `ect`, `tvm` and `soflow`, which are computed in double precision. Each runs the
-authors' own loss function with the network, times and noise of this file. What they import beside
-it and the loss does without (their networks, logs, haiku) is left out. IMM's repository has no
-training code.
+It needs torch for `ect`, `tvm`, `soflow` and `instaflow`, which are computed in double precision.
+Each runs the authors' own loss function with the network, times and noise of this file. What they
+import beside it and the loss does without (their networks, logs, haiku) is left out. IMM's
+repository has no training code.
 """
 
 import importlib
@@ -95,7 +96,14 @@ def in_jax(loss: Callable[[Any], Any]) -> dict[str, np.ndarray]:
     return {"loss": value, **{f"d_{name}": x for name, x in gradient.items()}}
 
 
-def _of_mean_flow(clone: str, module: str, **how: Any) -> dict[str, np.ndarray]:
+def velocity_head(u: Any, x: Any) -> Any:
+    """The second output of a network of two, from the first."""
+    return 0.5 * u + 0.3 * x
+
+
+def _of_mean_flow(
+    clone: str, module: str, heads: bool = False, **how: Any
+) -> dict[str, np.ndarray]:
     """MeanFlow, improved MeanFlow and pixel MeanFlow are Flax modules with the network as `net`."""
     import jax
     import jax.numpy as jnp
@@ -121,6 +129,8 @@ def _of_mean_flow(clone: str, module: str, **how: Any) -> dict[str, np.ndarray]:
                 over = jnp.clip(t, 0.05, 1.0)[:, None, None, None]
                 return (x - out) / over if module == "pmf" else out
 
+            if heads:
+                return u_of(h), velocity_head(u_of(h), x)
             # The head for the velocity, of which only the value counts here.
             v = jax.lax.stop_gradient(u_of(jnp.zeros_like(h)))
             return u_of(h) if module == "meanflow" else (u_of(h), v)
@@ -148,7 +158,7 @@ def _of_mean_flow(clone: str, module: str, **how: Any) -> dict[str, np.ndarray]:
         found = flow.apply(
             {"params": {"net": params}}, jnp.asarray(IMAGES), LABELS, method="forward", rngs=rngs
         )
-        if module == "meanflow":
+        if module == "meanflow" or heads:
             return found[0]
         # Less the loss of the head, whose velocity is that over no time.
         t = column(TIMES)
@@ -170,6 +180,11 @@ def mean_flow(clone: str) -> dict[str, np.ndarray]:
 def imf(clone: str) -> dict[str, np.ndarray]:
     """Without guidance and less the loss of the second head."""
     return _of_mean_flow(clone, "imf")
+
+
+def imf_heads(clone: str) -> dict[str, np.ndarray]:
+    """The same with the second head."""
+    return _of_mean_flow(clone, "imf", heads=True)
 
 
 def pmf(clone: str) -> dict[str, np.ndarray]:
@@ -430,6 +445,30 @@ def drifting(clone: str) -> dict[str, np.ndarray]:
 
     gradient = jax.grad(lambda samples: loss(samples).mean())(DRIFTED["samples"])
     return {"loss": loss(DRIFTED["samples"]), "d_samples": gradient}
+
+
+def instaflow(clone: str) -> dict[str, np.ndarray]:
+    """The second stage with the mean square, by its authors' code for CIFAR-10 from pure noise."""
+    sys.path.insert(0, f"{clone}/ImageGeneration")
+    without("models", "models.utils", "sde_lib")
+    sys.modules["models"].utils = sys.modules["models.utils"]  # type: ignore[attr-defined]
+    sys.modules["sde_lib"].__dict__.update(VESDE=int, VPSDE=int, RectifiedFlow=int)
+    losses: Any = importlib.import_module("losses")
+    flow = SimpleNamespace(reflow_flag=True, reflow_t_schedule="t0", reflow_loss="l2", T=1.0)
+
+    def loss(own: Any, averages: Any) -> Any:
+        del averages
+
+        def model(x: Any, label: Any) -> Any:
+            """Their time is from noise to data, times 999, and so is their velocity."""
+            t = 1.0 - label / 999
+            return -_torch_network(own, x, t, 0 * t, LABELS)
+
+        losses.mutils.get_model_fn = lambda *_, **__: model
+        of = losses.get_rectified_flow_loss_fn(flow, train=True, eps=0.0)
+        return of(None, (first_channels(NOISE), first_channels(IMAGES)))
+
+    return in_torch(loss)
 
 
 def main(name: str, clone: str) -> None:

@@ -42,7 +42,7 @@ class DiT(nn.Module):
     A dense layer turns patches into tokens. The tokens get fixed 2-D position embeddings, pass
     `depth` blocks that are modulated by noise label and class, and become patches again. Gates and
     output are initially zero, so an untrained network returns exactly 0. The tokens after a quarter
-    of the blocks, or after `hidden_depth`, are sown (`HIDDEN`) by rows and columns. Stacked blocks
+    of the blocks, or after `hidden_depths`, are sown (`HIDDEN`) by rows and columns. Stacked blocks
     (`scan`) compute the same function and compile in the time of one block; `stack_blocks` and
     `unstack_blocks` convert parameters between the two layouts.
 
@@ -110,7 +110,7 @@ class DiT(nn.Module):
             returned; of an odd number of blocks.
         final_conv: whether the output passes a last convolution of 3x3 pixels.
         dropout_middle: whether `dropout` is in the middle half of the blocks alone, as in JiT.
-        hidden_depth: the number of blocks after which tokens are sown; 0 is a quarter of them.
+        hidden_depths: numbers of blocks after which tokens are sown; () is a quarter of them.
         base_width: the width of the network for which the learning rate was found, from which muP
             transfers it (`diffjax.optimizers.mup`); 0 is the standard parametrisation. At
             `hidden_size` both are the same.
@@ -170,7 +170,7 @@ class DiT(nn.Module):
     long_skips: bool = False
     final_conv: bool = False
     dropout_middle: bool = False
-    hidden_depth: NotNegative[int] = 0
+    hidden_depths: tuple[Positive[int], ...] = ()
     base_width: NotNegative[int] = 0
     base_head_width: NotNegative[int] = 0
 
@@ -221,9 +221,9 @@ class DiT(nn.Module):
             run = self._scanned if self.scan else self._unrolled
             own_keys = keys if self._drops(stage) else None
             h, hidden = run(stage, h, Given(c, context, rotation), own_keys, skips)
-            if hidden is not None:
-                hidden = hidden[:, count:] if count else hidden
-                self.sow(*HIDDEN, hidden.reshape(-1, *grid, self.hidden_size))
+            for tokens in hidden:
+                tokens = tokens[:, count:] if count else tokens
+                self.sow(*HIDDEN, tokens.reshape(-1, *grid, self.hidden_size))
         h = h[:, count:] if count else h
 
         kind = self.final_norm or self.norm
@@ -346,16 +346,17 @@ class DiT(nn.Module):
         given: Given,
         keys: jax.Array | None,
         skips: list[jax.Array],
-    ) -> tuple[Tokens, Tokens | None]:
-        """The tokens after a stage, and after the block that is sown, if it is in this stage."""
-        hidden = None
+    ) -> tuple[Tokens, list[Tokens]]:
+        """The tokens after a stage, and after those of its blocks that are sown."""
+        hidden = []
         for i in range(stage.start, stage.stop):
             key = None if keys is None else keys[i]
             skip = skips.pop() if self._takes_skips(stage) else None
             h = self._block(f"block_{i}")(h, given, Own(key, None, skip))
             if self._leaves_skips(stage):
                 skips.append(h)
-            hidden = h if i == self._sown else hidden
+            if i in self._sown:
+                hidden.append(h)
         return h, hidden
 
     def _scanned(
@@ -365,19 +366,21 @@ class DiT(nn.Module):
         given: Given,
         keys: jax.Array | None,
         skips: list[jax.Array],
-    ) -> tuple[Tokens, Tokens | None]:
+    ) -> tuple[Tokens, list[Tokens]]:
         """The same as `_unrolled`, as a loop over one block."""
-        # Carried through the loop only if it is needed: it is as large as the tokens.
-        here = stage.start <= self._sown < stage.stop
-        sown = here and self.is_mutable_collection(HIDDEN[0])
+        # Carried through the loop only if they are needed: each is as large as the tokens.
+        sown = [i for i in self._sown if stage.start <= i < stage.stop]
+        if not self.is_mutable_collection(HIDDEN[0]):
+            sown = []
 
         def body(
-            block: DiTBlock, carry: tuple[Tokens, Tokens | None], given: Given, own: Own
-        ) -> tuple[tuple[Tokens, Tokens | None], Tokens | None]:
+            block: DiTBlock, carry: tuple[Tokens, list[Tokens]], given: Given, own: Own
+        ) -> tuple[tuple[Tokens, list[Tokens]], Tokens | None]:
             h, hidden = carry
             h = block(h, given, own)
-            if hidden is not None and own.place is not None:
-                hidden = jnp.where(own.place[self._sown - stage.start], h, hidden)
+            if own.place is not None:
+                here = [own.place[i - stage.start] for i in sown]
+                hidden = [jnp.where(at, h, x) for at, x in zip(here, hidden, strict=True)]
             return (h, hidden), h if self._leaves_skips(stage) else None
 
         given_and_own: Any = (nn.broadcast, 0)
@@ -394,10 +397,10 @@ class DiT(nn.Module):
             places,
             jnp.flip(skips.pop(), axis=0) if self._takes_skips(stage) else None,
         )
-        (h, hidden), left = loop(self._block(stage.stack), (h, h if sown else None), given, own)
+        (h, hidden), left = loop(self._block(stage.stack), (h, [h] * len(sown)), given, own)
         if left is not None:
             skips.append(left)
-        return h, h if here and hidden is None else hidden
+        return h, hidden
 
     def _leaves_skips(self, stage: Stage) -> bool:
         return self.long_skips and stage.stop <= self.depth // 2
@@ -406,9 +409,9 @@ class DiT(nn.Module):
         return self.long_skips and stage.start > self.depth // 2
 
     @property
-    def _sown(self) -> int:
-        """The number of the block whose tokens are sown."""
-        return self.hidden_depth - 1 if self.hidden_depth else (self.depth - 1) // 4
+    def _sown(self) -> list[int]:
+        """The numbers of the blocks whose tokens are sown."""
+        return sorted(d - 1 for d in self.hidden_depths) or [(self.depth - 1) // 4]
 
     def _block(self, name: str) -> DiTBlock:
         # `prevent_cse` stops XLA from merging the recomputation with the forward pass. In a loop
@@ -504,9 +507,9 @@ class DiT(nn.Module):
     def _check_stages(self) -> None:
         """Refuses options that exclude each other, and numbers of blocks that are not there."""
         late = self.class_tokens_from if self.num_class_tokens else 0
-        if self.hidden_depth > self.depth:
+        if self._sown[-1] >= self.depth:
             raise UserError(
-                f"DiT: there are no tokens after {self.hidden_depth} blocks in a network of "
+                f"DiT: there are no tokens after {self._sown[-1] + 1} blocks in a network of "
                 f"depth={self.depth}"
             )
         for name, number in (("encoder_depth", self.encoder_depth), ("class_tokens_from", late)):

@@ -27,7 +27,7 @@ from diffjax.models.layers.rotary import Rotation, rotate
 from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Queries, Tokens
 
 HIDDEN = ("intermediates", "hidden")
-"""The collection and name under which a network sows activations of a middle layer."""
+"""The collection and name under which a network sows activations of layers in its middle."""
 
 STACKED = "blocks"
 """The name of the parameters of stacked blocks, whose first axis is the number of the block. Those

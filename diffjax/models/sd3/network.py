@@ -35,8 +35,8 @@ class MMDiT(nn.Module):
     both have dense layers and modulations of their own, and attend to all tokens of both. The
     conditioning is the sum of the embedded noise label, the text's pooled vector, and the class if
     there are classes. Gates and output are initially zero, so an untrained network returns exactly
-    0. The image's tokens after a quarter of the blocks with two sequences, or after `hidden_depth`,
-    are sown (`HIDDEN`) by rows and columns.
+    0. The image's tokens after a quarter of the blocks with two sequences, or `hidden_depths`, are
+    sown (`HIDDEN`) by rows and columns.
 
     The defaults are those of a network that is trained from scratch; the options are those of
     published ones: `dual_blocks` and `stored_positions` of Stable Diffusion 3.5, the others of
@@ -79,7 +79,7 @@ class MMDiT(nn.Module):
         shared_modulation: whether all blocks of one kind have the same modulations, as in Flux.2.
         bias: whether dense layers have biases.
         mlp: a name in `diffjax.models.layers.mlps.MLPS`.
-        hidden_depth: the number of blocks after which tokens are sown; 0 is a quarter of them.
+        hidden_depths: numbers of blocks after which tokens are sown; () is a quarter of them.
 
     Raises:
         UserError: the patch does not divide the image, the heads do not divide the width, the axes
@@ -120,7 +120,7 @@ class MMDiT(nn.Module):
     shared_modulation: bool = False
     bias: bool = True
     mlp: str = "gelu"
-    hidden_depth: NotNegative[int] = 0
+    hidden_depths: tuple[Positive[int], ...] = ()
 
     @nn.compact
     def __call__(
@@ -261,9 +261,9 @@ class MMDiT(nn.Module):
         return given._replace(shared={own: modulation_of(x, c) for own, x in layers.items()})
 
     @property
-    def _sown(self) -> int:
-        """The number of the block whose tokens are sown."""
-        return self.hidden_depth - 1 if self.hidden_depth else (self.depth - 1) // 4
+    def _sown(self) -> list[int]:
+        """The numbers of the blocks whose tokens are sown."""
+        return sorted(d - 1 for d in self.hidden_depths) or [(self.depth - 1) // 4]
 
     def _sow(self, image: jax.Array, grid: tuple[int, int]) -> None:
         self.sow(*HIDDEN, image.reshape(-1, *grid, self.hidden_size))
@@ -273,18 +273,19 @@ class MMDiT(nn.Module):
         if not self.scan:
             for i, name in enumerate(stage.blocks, stage.start):
                 tokens = self._block(stage, name)(tokens, given)
-                if i == self._sown:
+                if i in self._sown:
                     self._sow(tokens.image, grid)
             return tokens
-        here = stage.start <= self._sown < stage.stop
-        # Carried through the loop only if it is needed: it is as large as the tokens.
-        sown = tokens.image if here and self.is_mutable_collection(HIDDEN[0]) else None
+        # Carried through the loop only if they are needed: each is as large as the tokens.
+        sown = [i for i in self._sown if stage.start <= i < stage.stop]
+        if not self.is_mutable_collection(HIDDEN[0]):
+            sown = []
 
         def body(block: Any, carry: Any, given: Given, place: jax.Array) -> tuple[Any, None]:
             tokens, hidden = carry
             tokens = block(tokens, given, place)
-            if hidden is not None:
-                hidden = jnp.where(place[self._sown - stage.start], tokens.image, hidden)
+            here = [place[i - stage.start] for i in sown]
+            hidden = [jnp.where(at, tokens.image, x) for at, x in zip(here, hidden, strict=True)]
             return (tokens, hidden), None
 
         given_and_place: Any = (nn.broadcast, 0)
@@ -297,9 +298,10 @@ class MMDiT(nn.Module):
             length=count,
         )
         places = jnp.eye(count, dtype=bool)
-        (tokens, hidden), _ = loop(self._block(stage, stage.stack), (tokens, sown), given, places)
-        if hidden is not None:
-            self._sow(hidden, grid)
+        carry = tokens, [tokens.image for _ in sown]
+        (tokens, hidden), _ = loop(self._block(stage, stage.stack), carry, given, places)
+        for each in hidden:
+            self._sow(each, grid)
         return tokens
 
     def _block(self, stage: Stage, name: str) -> Any:
@@ -343,9 +345,14 @@ class MMDiT(nn.Module):
                 f"MMDiT: an image of {height}x{width} is larger than its stored positions: the "
                 f"longest side is {p * side}"
             )
-        for name in ("dual_blocks", "hidden_depth"):
-            if (blocks := getattr(self, name)) > self.depth:
-                raise UserError(f"MMDiT: {name}={blocks} is more than depth={self.depth}")
+        if self.dual_blocks > self.depth:
+            raise UserError(
+                f"MMDiT: dual_blocks={self.dual_blocks} is more than depth={self.depth}"
+            )
+        if self._sown[-1] >= self.depth:
+            raise UserError(
+                f"MMDiT: hidden_depths={tuple(self.hidden_depths)} is more than depth={self.depth}"
+            )
         axes, head = self.rotary_axes, self.hidden_size // self.num_heads
         if axes and (len(axes) not in (3, 4) or sum(axes) != head):
             raise UserError(

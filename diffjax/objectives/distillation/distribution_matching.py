@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.kinds import AtLeastOne, NotNegative, Probability
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Denoising, Noised, in_training, pixel_mean
+from diffjax.objectives.distillation.discriminator import DISCRIMINATOR, init_head, logits
 from diffjax.objectives.few_step.consistency import TEACHER, FromTeacher
 from diffjax.process.paths import Pair, Scalar, coeffs, mix
 from diffjax.process.precond import Apply, Meaning, Predict, denoiser
@@ -19,18 +19,8 @@ from diffjax.sampling import grids
 from diffjax.sampling.grids import Grid
 from diffjax.shapes import OneKey, PerSample, Samples
 
-FAKE_SCORE, DISCRIMINATOR = "fake_score", "discriminator"
+FAKE_SCORE = "fake_score"
 KARRAS = grids.Karras()
-
-
-class Discriminator(nn.Module):
-    """How real an image is by the hidden tokens `[B, rows, columns, D]` of a network, `[B]`."""
-
-    @nn.compact
-    def __call__(self, tokens: Array) -> Array:
-        h = nn.LayerNorm(name="norm")(tokens.astype(jnp.float32))
-        h = nn.silu(nn.Dense(tokens.shape[-1], name="hidden")(h))
-        return jnp.mean(nn.Dense(1, name="out")(h), axis=(1, 2, 3))
 
 
 @register_dataclass
@@ -54,7 +44,7 @@ class DistributionMatching(Denoising):
     With `adversarial`, a discriminator of hidden tokens of the fake score tells noisy images from
     noisy samples: `softplus(-D(x_t))` is added to the generator's loss, and `softplus(D(x_t)) +
     softplus(-D(real_t))` with `discriminator_weight` to the fake score's. (The authors' head is a
-    convolution of the U-Net's middle; here it is a network of each token and a mean.)
+    convolution of the U-Net's middle to one number; here D is the mean over places, `Head`.)
 
     The images of a batch are the discriminator's alone; without it they give their shape and
     conditions.
@@ -96,9 +86,7 @@ class DistributionMatching(Denoising):
     def init_params(self, key: OneKey, hidden_size: int = 1) -> dict[str, Any]:
         if not self.adversarial:
             return {}
-        return {
-            DISCRIMINATOR: Discriminator().init(key, jnp.zeros((1, 1, 1, hidden_size)))["params"]
-        }
+        return {DISCRIMINATOR: init_head(key, hidden_size)}
 
     def __call__(
         self,
@@ -122,7 +110,7 @@ class DistributionMatching(Denoising):
         if not self.adversarial:
             output = self.evaluate(apply, fake, noised)
             return loss + self.loss(noised, output), self.metrics(noised)
-        output, hidden = self.evaluate(apply, fake, noised, hidden=True)
+        output, (hidden, *_) = self.evaluate(apply, fake, noised, hidden=True)
         loss = loss + self.loss(noised, output)
         head = params[DISCRIMINATOR]
         # The same noise on the sample itself, through which the gradient reaches the generator.
@@ -130,9 +118,9 @@ class DistributionMatching(Denoising):
         frozen = jax.lax.stop_gradient((fake, head))
         fooled = self.realism(apply, *frozen, seen)
         real = self.realism(apply, fake, head, self.at_random_times(real_key, batch))
-        wrong = nn.softplus(_logits(head, hidden)) + nn.softplus(-real)
-        loss = loss + self.adversarial * nn.softplus(-fooled) + self.discriminator_weight * wrong
-        return loss, self.metrics(noised)
+        wrong = jax.nn.softplus(_mean_logit(head, hidden)) + jax.nn.softplus(-real)
+        loss = loss + self.adversarial * jax.nn.softplus(-fooled)
+        return loss + self.discriminator_weight * wrong, self.metrics(noised)
 
     def samples(self, apply: Apply, params: Any, key: OneKey, batch: Batch) -> Samples:
         """Samples `[B, …]` after a random number of the steps, with the gradient of the last."""
@@ -175,9 +163,8 @@ class DistributionMatching(Denoising):
 
     def realism(self, apply: Apply, fake: Any, head: Any, noised: Noised) -> PerSample:
         """The discriminator's logits of noisy images, `[B]`."""
-        return _logits(head, self.evaluate(apply, fake, noised, hidden=True)[1])
+        return _mean_logit(head, self.evaluate(apply, fake, noised, hidden=True)[1][0])
 
 
-def _logits(head: Any, hidden: Array) -> PerSample:
-    found: Any = Discriminator().apply({"params": head}, hidden)
-    return found
+def _mean_logit(head: Any, hidden: Array) -> PerSample:
+    return jnp.mean(logits(head, hidden), axis=(1, 2))

@@ -12,6 +12,7 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import AtLeastOne, NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised, Noising, in_training
+from diffjax.objectives.distances import MeanSquare, Metric
 from diffjax.process.paths import Pair, Path, Scalar, coeffs, log_snr, mix, time_of_log_snr
 from diffjax.process.precond import Apply, Meaning, Predict, denoiser
 from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
@@ -148,41 +149,6 @@ class Shrinking:
         return sigma, sigma * jnp.maximum(1.0 - n / self.base ** (stage + 1.0), 0.0)
 
 
-Metric = Callable[[Samples], PerSample]
-"""`difference[B, …] -> distance[B]`."""
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class MeanSquare:
-    """The mean of the squares over the image."""
-
-    def __call__(self, difference: Samples) -> PerSample:
-        return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class PseudoHuber:
-    """The pseudo-Huber distance `√(‖Δ‖² + c²) - c` with `c = factor·√D`, D numbers an image.
-
-    Far from 0 it grows as the norm alone, so that few pairs which differ much do not decide the
-    step. Song & Dhariwal 2023 (arXiv:2310.14189), section 3.3.
-
-    Attributes:
-        factor: 0.00054 in the paper, c = 0.03 for CIFAR-10. With 0 it is the norm, as in ECT.
-    """
-
-    factor: NotNegative[Scalar] = 0.00054
-
-    def __call__(self, difference: Samples) -> PerSample:
-        numbers = difference[0].size
-        # Under the root, so that the gradient at equal images is 0 and not 0/0.
-        c = jnp.maximum(self.factor * jnp.sqrt(float(numbers)), 1e-6)
-        squares = jnp.sum(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
-        return jnp.sqrt(squares + jnp.square(c)) - c
-
-
 @register_dataclass
 @dataclass(frozen=True)
 class FromData:
@@ -228,7 +194,7 @@ class FromTeacher:
         return jax.lax.stop_gradient(pair)
 
 
-DATA, TEACHER = FromData(), FromTeacher()
+DATA, TEACHER, SQUARE = FromData(), FromTeacher(), MeanSquare()
 
 
 @register_dataclass
@@ -249,7 +215,7 @@ class Consistency(Noising):
 
     Attributes, beside those of `Noising`, whose weight multiplies the distance:
         pairs: which levels are compared.
-        metric: the distance of two images.
+        metric: the distance of two images, `MeanSquare`, `PseudoHuber` or `Perceptual`.
         power: of the difference of the levels; 0 in CT, 1 in iCT and ECT.
         prediction: the pair along which x moves to the earlier level, `FromData` or `FromTeacher`.
         averaged_target: whether the other image is of the weights `config.teacher` (`ema`), as in
@@ -257,7 +223,7 @@ class Consistency(Noising):
     """
 
     pairs: Pairs = Neighbours()
-    metric: Metric = MeanSquare()
+    metric: Metric = SQUARE
     power: NotNegative[Scalar] = 0.0
     prediction: FromData | FromTeacher = DATA
     averaged_target: bool = field(default=False, metadata={"static": True})
@@ -304,7 +270,7 @@ class Consistency(Noising):
         clean = jnp.reshape(earlier < 0.999 * lowest, noised.c.t.shape)
         target = jax.lax.stop_gradient(jnp.where(clean, pair.x0, target))
         weight = jnp.ravel(self.weight(noised.c, noised.k)) * (sigma - earlier) ** -self.power
-        distance = self.metric(end(params, noised.x_t, t) - target)
+        distance = self.metric(end(params, noised.x_t, t), target)
         return weight * distance, self.metrics(noised, t_to)
 
     def predict(self, apply: Apply, params: Any, noised: Noised) -> Predict:

@@ -21,7 +21,7 @@ from diffjax.process.precond import Apply, Meaning, Precond, interval_inputs
 from diffjax.process.targets import Clean, Velocity, decode, determinant, encode
 from diffjax.shapes import OneKey, OneNumber, PerSample, Samples
 
-Average = Callable[[Samples, PerSample, PerSample], Samples]
+Average = Callable[[Samples, PerSample, PerSample], Array]
 """`(x[B, …], t[B], t_to[B]) -> u[B, …]`, the average velocity from `t` to `t_to`."""
 
 
@@ -46,10 +46,10 @@ class AverageVelocity(Noising):
         return replace(super().traits, meaning=Meaning.AVERAGE_VELOCITY, solver="flow_map")
 
     def average(self, apply: Apply, params: Any, noised: Noised) -> Average:
-        """The network's average velocity, in training mode."""
+        """The network's average velocity, in training mode; of each of its outputs."""
         precond = self.precond_for(noised.source)
 
-        def average(x: Samples, t: PerSample, t_to: PerSample) -> Samples:
+        def average(x: Samples, t: PerSample, t_to: PerSample) -> Array:
             inputs = interval_inputs(self.path, precond, x, t, t_to)
             output = apply(params, *inputs, noised.cond, key=noised.key)
             return average_of(self.path, precond, output, x, t)
@@ -87,10 +87,14 @@ class AverageVelocity(Noising):
             )
 
 
-def average_of(path: Path, precond: Precond, output: Samples, x: Samples, t: PerSample) -> Samples:
-    """The average velocity from `x[B, …]` at `t[B]` that a network's output means."""
+def average_of(path: Path, precond: Precond, output: Array, x: Samples, t: PerSample) -> Array:
+    """The average velocity from `x[B, …]` at `t[B]` that a network's output means.
+
+    Of several outputs, in the channels, each.
+    """
     if isinstance(precond.target, Velocity):
         return output
+    x = jnp.concatenate([x] * (output.shape[-1] // x.shape[-1]), axis=-1)
     c = coeffs(path, t, x.ndim)
     return encode(Velocity()(c), decode(c, precond.target(c), output, x))
 
@@ -161,7 +165,10 @@ class GuidedFlowMap(FlowMap):
 
         def own(cond: Any) -> Samples:
             output = apply(params, *inputs, cond)
-            return average_of(self.path, precond, output, noised.x_t, t)
+            # The last output is the velocity where there is one for it.
+            return average_of(self.path, precond, output, noised.x_t, t)[..., -channels:]
+
+        channels = noised.x_t.shape[-1]
 
         guided = self.omega * velocity + (1.0 - self.omega - self.kappa) * own(None)
         if self.kappa:

@@ -10,6 +10,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative, Positive
 from diffjax.objectives.base import Batch, Progress, Traits
+from diffjax.objectives.denoising import Noised
 from diffjax.objectives.derivatives import EXACT, Derivative
 from diffjax.objectives.few_step.flow_maps import GuidedFlowMap, adaptive, span_of
 from diffjax.process.paths import Scalar
@@ -37,28 +38,35 @@ class MeanFlow(GuidedFlowMap):
     the noise label too: set its scale to 1 (`noise_label=time_unit`), not 1,000.
 
     Geng et al. 2025 (arXiv:2505.13447), algorithm 1 and equation 21. With `own_velocity` it is
-    improved MeanFlow (Geng et al. 2025, arXiv:2512.02012), without its head for the velocity: the
-    derivative then does not depend on the noise of the example, so the target is less noisy, and
-    the loss is that of a velocity, `u + (t - r)·du/dt`. One evaluation more.
+    improved MeanFlow (Geng et al. 2025, arXiv:2512.02012): the derivative then does not depend on
+    the noise of the example, so the target is less noisy, and the loss is that of a velocity,
+    `u + (t - r)·du/dt`. One evaluation more. With `velocity_head` the network has a second output
+    v(x_t, t, r) for the velocity, as in the authors' code, which adds `|Δ|²/(|Δ|² + floor)^power`
+    with Δ = v - the example's velocity. (Theirs has blocks of its own; here it shares all but the
+    last layer.)
 
     Attributes, beside those of `GuidedFlowMap`; `between` is ¼ in the paper, ½ in that of improved
     MeanFlow:
         power: the exponent of the adaptive weight: 0 is the squared error, 1 gives all examples
             nearly the same loss. The paper uses 0.5 to 1.
         floor: added to the denominator of the adaptive weight; 1e-3 to 1e-2.
-        own_velocity: whether the derivative is along the network's own velocity u(x_t, t, t), and
-            not along that of the example.
+        own_velocity: whether the derivative is along the network's own velocity, u(x_t, t, t) or
+            v(x_t, t, t), and not along that of the example.
+        velocity_head: whether the network has a second output for the velocity, which training
+            alone uses.
         derivative: how du/dt is computed, `Exact` or `CentralDifference`.
     """
 
     power: NotNegative[Scalar] = 1.0
     floor: Positive[Scalar] = 0.01
     own_velocity: bool = field(default=False, metadata={"static": True})
+    velocity_head: bool = field(default=False, metadata={"static": True})
     derivative: Derivative = EXACT
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, forward_mode=self.derivative.forward_mode)
+        outputs = 2 if self.velocity_head else 1
+        return replace(super().traits, outputs=outputs, forward_mode=self.derivative.forward_mode)
 
     def __call__(
         self,
@@ -80,11 +88,19 @@ class MeanFlow(GuidedFlowMap):
             return between(x_t, t, t_to)
 
         velocity = self.guided(apply, params, noised, t)
-        along = velocity
+        along, channels = velocity, velocity.shape[-1]
         if self.own_velocity:
-            along = jax.lax.stop_gradient(between(noised.x_t, t, t))
-        u, change = self.derivative(average, (noised.x_t, t), (along, jnp.ones_like(t)))
+            along = jax.lax.stop_gradient(between(noised.x_t, t, t)[..., -channels:])
+        found, change = self.derivative(average, (noised.x_t, t), (along, jnp.ones_like(t)))
+        u, change = found[..., :channels], change[..., :channels]
         target = jax.lax.stop_gradient(velocity - span_of(t, t_to, u) * change)
-        squares = self.squares(noised, u - target)
-        distance = jnp.sum(squares, axis=tuple(range(1, u.ndim)))
-        return adaptive(distance, self.power, self.floor), self.metrics(noised, t_to)
+        loss = self.distance(noised, u - target)
+        if self.velocity_head:
+            loss = loss + self.distance(noised, found[..., channels:] - velocity)
+        return loss, self.metrics(noised, t_to)
+
+    def distance(self, noised: Noised, difference: Array) -> PerSample:
+        """The weighted square of a difference of velocities, with the adaptive weight, `[B]`."""
+        squares = self.squares(noised, difference)
+        total = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+        return adaptive(total, self.power, self.floor)
