@@ -226,7 +226,7 @@ def test_in_turns_each_part_has_the_updates_that_it_has_alone():
             if name == "score" or step % 3 == 0:
                 own, own_state = alone[name]
                 moved, own_state = rule.transform.update(factor * g, own_state, own)
-                moved = (0.5 if name == "score" else 1.0) * moved
+                moved = jax.tree.map(lambda x, by=0.5 if name == "score" else 1.0: by * x, moved)
                 alone[name] = optax.apply_updates(own, moved), own_state
     for name in params:
         np.testing.assert_allclose(params[name], alone[name][0], rtol=1e-6)
