@@ -149,8 +149,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     objective = chosen.get("objective", "ect")
     if objective not in PUBLISHED:
         raise UserError(
-            f"configs/cifar10_few_steps.py has published settings, and none of {objective!r}; "
-            f"{nearest(objective, PUBLISHED)}. configs/cifar10.py takes any objective"
+            f"configs/cifar10_few_steps.py has no published settings of {objective!r}; "
+            f"{nearest(objective, PUBLISHED)} configs/cifar10.py takes any objective"
         )
     published = PUBLISHED[objective]
     config = experiment(

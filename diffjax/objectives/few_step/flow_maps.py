@@ -136,10 +136,10 @@ class GuidedFlowMap(FlowMap):
     """A flow map whose velocity v can be guided in training, so that one evaluation is guided.
 
     v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`, the last two by
-    the network itself, at times from `guided_above` to `guided_below`: u then is the average velocity of a flow
-    guided with the scale `omega/(1 - kappa)`. Conditions have to be dropped in training. (The
-    authors' code gives examples whose condition is dropped the plain v; here they have the same
-    mean.) Geng et al. 2025 (arXiv:2505.13447), equation 21.
+    the network itself, at times from `guided_above` to `guided_below`: u then is the average
+    velocity of a flow guided with the scale `omega/(1 - kappa)`. Conditions have to be dropped in
+    training. (The authors' code gives examples whose condition is dropped the plain v; here they
+    have the same mean.) Geng et al. 2025 (arXiv:2505.13447), equation 21.
 
     Attributes, beside those of `FlowMap`:
         omega: the share of the data's velocity in the guided one; 1 without guidance.
