@@ -63,6 +63,7 @@ from diffjax.optimizers.descent import descent
 from diffjax.optimizers.lion import Lion
 from diffjax.optimizers.muon import Muon
 from diffjax.optimizers.normalised import NormalisedAdam
+from diffjax.optimizers.radam import RAdam
 from diffjax.optimizers.schedule_free import ScheduleFreeAdamW
 from diffjax.process import (
     beta_tables,
@@ -428,6 +429,7 @@ OPTIMIZERS: Table = MappingProxyType(
     {
         "adamw": spec(descent),
         "adam": spec(descent, rule=spec(Adam)),
+        "radam": spec(descent, rule=spec(RAdam), learning_rate=1e-4),
         "normalised_adam": spec(descent, rule=spec(NormalisedAdam), learning_rate=1e-2),
         "muon": spec(descent, rule=spec(Muon), learning_rate=0.02),
         "lion": spec(descent, rule=spec(Lion), learning_rate=1e-4),

@@ -28,6 +28,7 @@ def tfds_images(
     test_split: str = "test",
     image_size: NotNegative[int] = 0,
     max_damaged: NotNegative[int] = 0,
+    labelled: bool = True,
 ) -> DataSet:
     """An image data set of TFDS that was prepared in the format `array_record`.
 
@@ -44,6 +45,8 @@ def tfds_images(
             keeps the images as they are, if all have one size.
         max_damaged: how many images of each split may be unreadable, or of another size than the
             metadata state (`PassingOver`).
+        labelled: whether images have the labels of the set. Without them networks have no classes,
+            as published unconditional ones.
 
     Raises:
         UserError: the data set is not prepared (the message shows the command), is in another
@@ -70,7 +73,7 @@ def tfds_images(
         raise UserError(f"TFDS set {name!r} has no image, only {', '.join(features)}")
     shape = _image_shape(name, features["image"].shape, image_size)
     label = features.get("label")
-    names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    names = tuple(label.names) if labelled and isinstance(label, tfds.features.ClassLabel) else ()
     keys = ("image", "label") if names else ("image",)
     parse = _parser({key: features[key] for key in keys})
 

@@ -846,6 +846,8 @@ def test_a_prepared_set_is_read_without_tensorflow(tmp_path):
     assert sorted(to_uint8(np.concatenate([b["image"] for b in whole[:2]]))[:, 0, 0, 0]) == [
         *range(6)
     ]
+    alone = tfds_images("tiny", str(tmp_path), labelled=False)
+    assert (alone.num_classes, alone.label_names, alone.train[1]["label"]) == (0, (), 0)
     part = tfds_images("tiny", str(tmp_path), train_split="train[:50%]", image_size=4)
     assert (len(part.train), part.image_shape) == (3, (4, 4, 3))
     assert part.train[2]["image"].shape == (4, 4, 3)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
+from diffjax.errors import UserError
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
@@ -226,18 +227,20 @@ SHAPES = {
     "mnist": ((28, 28, 1), of_classes(10)),
     "cifar10": ((32, 32, 3), of_classes(10)),
     "cifar10_edm": ((32, 32, 3), of_classes(10)),
+    "cifar10_few_steps": ((32, 32, 3), of_classes(0)),
     "image_folder": ((64, 64, 3), of_classes(3)),
     "imagenet64": ((64, 64, 3), of_classes(1000)),
     "imagenet64_edm": ((64, 64, 3), of_classes(1000)),
     "imagenet256": ((32, 32, 4), of_classes(1000)),
     "imagenet256_jit": ((256, 256, 3), of_classes(1000)),
+    "imagenet256_pixel_mean_flow": ((256, 256, 3), of_classes(1000)),
     "imagenet512": ((64, 64, 4), of_classes(1000)),
 }
 
 
 # Configs of one objective, each with a small network that it offers.
 CASCADE = ("digits_small", "digits_upscale")
-MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
+MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_few_steps": "DiT-S/4"}
 
 
 def fitting(config, *shapes):
@@ -274,7 +277,7 @@ def test_every_config_of_a_cascade_fits_together(name):
 def test_every_config_of_mean_flow_fits_together():
     for name, model in MEAN_FLOW.items():
         config = config_files.load(f"{CONFIGS}/{name}.py:model={model}")
-        wired = fitting(config, *SHAPES[name.removesuffix("_mean_flow")])
+        wired = fitting(config, *SHAPES[name.removesuffix("_mean_flow").removesuffix("_few_steps")])
         assert wired.objective.traits.meaning is Meaning.AVERAGE_VELOCITY, name
         assert wired.recipe.nfe == 1, name
 
@@ -310,6 +313,29 @@ DEFAULT = ("colours", "imagenet64", "imagenet256")
 def test_every_config_fits_together(name):
     """As it is but for its depth, shape-checked without data."""
     assert fitting(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
+
+
+FEW_STEPS = [
+    *(("cifar10_few_steps", each) for each in ("consistency", "ict", "scm", "mean_flow", "soflow")),
+    *(
+        ("imagenet256_few_steps", each)
+        for each in ("imf", "alpha_flow", "soflow", "shortcut", "tvm")
+    ),
+]
+
+
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize(("name", "objective"), FEW_STEPS)
+def test_every_published_few_step_training_fits_together(name, objective):
+    config = shallow(config_files.load(f"{CONFIGS}/{name}.py:objective={objective}"))
+    shapes = {**SHAPES, "imagenet256_few_steps": SHAPES["imagenet256"]}
+    assert fitting(config, *shapes[name]).recipe.nfe == 1
+
+
+def test_configs_of_published_few_step_trainings_refuse_other_objectives():
+    for name in ("cifar10_few_steps", "imagenet256_few_steps"):
+        with pytest.raises(UserError, match="no published settings of 'imm'"):
+            config_files.load(f"{CONFIGS}/{name}.py:objective=imm")
 
 
 # What differs in kind: small images, one pixel, large images, latents with published sizes.

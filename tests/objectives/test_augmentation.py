@@ -114,6 +114,15 @@ def test_each_kind_of_change_has_its_probability_and_spread():
     np.testing.assert_allclose(turned.std(), np.pi / np.sqrt(3), atol=0.15)
 
 
+def test_flips_from_top_to_bottom_and_rotations_can_be_left_out():
+    wrapper = NonLeaky(None, probability=1.0, vertical_flips=0.0, rotations=0.0)
+    change = wrapper.draw(jax.random.key(0), 50)
+    assert change.flips[:, 0].any()
+    assert not change.flips[:, 1].any()
+    assert not np.asarray(change.angle).any()
+    assert np.asarray(change.scale).all()
+
+
 def test_the_loss_is_that_of_the_changed_images_and_the_network_has_the_labels():
     """A stand-in for a network, whose output is its labels of augmentation."""
     seen = []

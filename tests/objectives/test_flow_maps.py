@@ -127,6 +127,14 @@ def test_at_one_alpha_flow_is_flow_matching_along_the_interval():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
+def test_the_velocity_of_alpha_flow_can_be_guided():
+    objective = of(AlphaFlow, between=0.7, power=0.0, smallest=1.0, omega=2.0)
+    loss, _, t, r, x, v = found(objective)
+    guided = 2.0 * v - u_in_numpy(1.3, x, t, t)
+    expected = np.square(u_in_numpy(1.3, x, t, r) - guided).sum(axis=1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
 def test_at_a_half_alpha_flow_is_a_shortcut_along_the_velocity_of_the_example():
     loss, _, t, r, x, v = found(of(AlphaFlow, between=0.7, power=0.0, steepness=0.0))
     middle = 0.5 * (t + r)
@@ -147,6 +155,7 @@ def test_as_alpha_vanishes_its_gradient_is_mean_flows(power):
 
 
 def test_the_curriculum_goes_from_flow_matching_to_its_floor():
+    assert float(of(AlphaFlow, middle=0.7).alpha(jnp.array(0.7))) == pytest.approx(0.5)
     alpha = of(AlphaFlow).alpha
     values = [float(alpha(jnp.array(x))) for x in (0.0, 0.5, 1.0)]
     assert values == pytest.approx([1.0, 0.5, 0.005], abs=1e-5)

@@ -310,8 +310,8 @@ def test_both_times_are_of_the_density_and_in_order(draws):
     assert np.corrcoef(t[apart], t_to[apart])[0, 1] == pytest.approx(0.5, abs=0.03)
 
 
-def test_guidance_is_the_papers_mix_below_its_time():
-    objective = mean_flow(omega=0.2, kappa=0.7, guided_below=0.5)
+def test_guidance_is_the_papers_mix_between_its_times():
+    objective = mean_flow(omega=0.2, kappa=0.7, guided_below=0.5, guided_above=0.2)
     batch = {"image": batch_in_numpy(6, 2), "cond": np.arange(6) % 3}
     t = np.linspace(0.1, 0.9, 6).astype(np.float32)
     weak, strong, spans = 3.0, np.array([5.0, -1.0, 2.0], np.float32), []
@@ -330,7 +330,8 @@ def test_guidance_is_the_papers_mix_below_its_time():
     assert len(asked) == 2
     np.testing.assert_array_equal(asked, 0.0)
     guided = 0.2 * (eps - x0) + 0.7 * strong[batch["cond"]][:, None] + 0.1 * weak
-    np.testing.assert_allclose(found, np.where(t[:, None] <= 0.5, guided, eps - x0), rtol=1e-5)
+    inside = ((t >= 0.2) & (t <= 0.5))[:, None]
+    np.testing.assert_allclose(found, np.where(inside, guided, eps - x0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

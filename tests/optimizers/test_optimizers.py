@@ -17,6 +17,7 @@ from diffjax.optimizers.descent import descent
 from diffjax.optimizers.lion import Lion
 from diffjax.optimizers.muon import Muon, is_axes, matrices
 from diffjax.optimizers.normalised import NormalisedAdam
+from diffjax.optimizers.radam import RAdam
 from diffjax.optimizers.schedule_free import ScheduleFreeAdamW
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import build, spec
@@ -84,6 +85,23 @@ def test_adamw_is_its_recursion(decay):
     assert_follows(descent(12, AdamW(weight_decay=decay), **PLAIN), rule)
     if not decay:
         assert_follows(descent(12, Adam(), **PLAIN), rule)
+
+
+def test_radam_is_its_recursion_momentum_at_first():
+    def rule(steps, b1=0.9, b2=0.9, eps=1e-8):
+        w, m, v, seen, last = START, np.zeros(3), np.zeros(3), [], 2 / (1 - b2) - 1
+        for n in range(1, steps + 1):
+            g = gradient_at(w)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+            mean, rho = m / (1 - b1**n), last - 2 * n * b2**n / (1 - b2**n)
+            if rho >= 5:
+                square = (rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho)
+                mean = np.sqrt(square) * mean / (np.sqrt(v / (1 - b2**n)) + eps)
+            w = w - rate(n - 1) * mean
+            seen.append(w)
+        return np.array(seen)
+
+    assert_follows(descent(12, RAdam(b2=0.9), **PLAIN), rule)
 
 
 def test_lion_is_its_recursion():

@@ -140,20 +140,22 @@ class GuidedFlowMap(FlowMap):
     """A flow map whose velocity v can be guided in training, so that one evaluation is guided.
 
     v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`, the last two by
-    the network itself, at times below `guided_below`: u then is the average velocity of a flow
-    guided with the scale `omega/(1 - kappa)`. Conditions have to be dropped in training. (The
-    authors' code gives examples whose condition is dropped the plain v; here they have the same
-    mean.) Geng et al. 2025 (arXiv:2505.13447), equation 21.
+    the network itself, at times from `guided_above` to `guided_below`: u then is the average
+    velocity of a flow guided with the scale `omega/(1 - kappa)`. Conditions have to be dropped in
+    training. (The authors' code gives examples whose condition is dropped the plain v; here they
+    have the same mean.) Geng et al. 2025 (arXiv:2505.13447), equation 21.
 
     Attributes, beside those of `FlowMap`:
         omega: the share of the data's velocity in the guided one; 1 without guidance.
         kappa: share of the network's velocity with the condition.
         guided_below: largest time at which there is guidance.
+        guided_above: smallest one; 0.4 with `guided_below=0.65` in improved MeanFlow's B/2.
     """
 
     omega: Positive[float] = field(default=1.0, metadata={"static": True})
     kappa: Annotated[float, Range("[0, 1)")] = field(default=0.0, metadata={"static": True})
     guided_below: NotNegative[Scalar] = 1.0
+    guided_above: NotNegative[Scalar] = 0.0
 
     def guided(self, apply: Apply, params: Any, noised: Noised, t: PerSample) -> Samples:
         """The conditional velocity of each example, `[B, …]`, with guidance where it is on."""
@@ -173,8 +175,9 @@ class GuidedFlowMap(FlowMap):
         guided = self.omega * velocity + (1.0 - self.omega - self.kappa) * own(None)
         if self.kappa:
             guided = guided + self.kappa * own(noised.cond)
-        below = jnp.reshape(t <= self.guided_below, (-1,) + (1,) * (velocity.ndim - 1))
-        return jax.lax.stop_gradient(jnp.where(below, guided, velocity))
+        inside = (self.guided_above <= t) & (t <= self.guided_below)
+        inside = jnp.reshape(inside, (-1,) + (1,) * (velocity.ndim - 1))
+        return jax.lax.stop_gradient(jnp.where(inside, guided, velocity))
 
 
 @register_dataclass
@@ -254,23 +257,24 @@ class Shortcut(FlowMap):
 
 @register_dataclass
 @dataclass(frozen=True)
-class AlphaFlow(FlowMap):
+class AlphaFlow(GuidedFlowMap):
     """α-Flow: from flow matching to MeanFlow, without a derivative of the network.
 
         u(x_t, t, r) = α·v + (1 - α)·sg u(x_s, s, r)
         s = t - α·(t - r),      x_s = x_t - (t - s)·v
 
-    with the velocity v of the example, whose loss is `‖Δ‖²/α·(‖Δ‖²/α² + floor)^-power`.
+    with the velocity v of the example, or guided, whose loss is `‖Δ‖²/α·(‖Δ‖²/α² + floor)^-power`.
     At `α = 1` it is flow matching along the whole interval, at ½ a shortcut, and as α goes to 0 its
     gradient is MeanFlow's, by a finite difference in place of the JVP. In training
-    `α = sigmoid(steepness·(½ - fraction))`, at least `smallest`.
+    `α = sigmoid(steepness·(middle - fraction))`, at least `smallest`.
 
     Zhang et al. 2025 (arXiv:2510.20771), who take MeanFlow itself under `smallest`.
 
-    Attributes, beside those of `FlowMap`:
+    Attributes, beside those of `GuidedFlowMap`:
         power: the exponent of the adaptive weight, as in `MeanFlow`.
         floor: added to the denominator of the adaptive weight.
         steepness: of the curriculum; 25 in the paper. With 0, α stays ½.
+        middle: the fraction of training at which α is ½.
         smallest: 0.005 in the paper. Rounding is 1e-7/α of the network's outputs in float32, and
             1e-2/α in bfloat16: there take 0.1 or more.
     """
@@ -278,11 +282,12 @@ class AlphaFlow(FlowMap):
     power: NotNegative[Scalar] = 1.0
     floor: Positive[Scalar] = 0.01
     steepness: NotNegative[Scalar] = 25.0
+    middle: Probability[Scalar] = 0.5
     smallest: Annotated[Scalar, Range("(0, 1]")] = 0.005
 
     def alpha(self, fraction: OneNumber) -> OneNumber:
         """α when this fraction of training is done, `[]`."""
-        return jnp.maximum(jax.nn.sigmoid(self.steepness * (0.5 - fraction)), self.smallest)
+        return jnp.maximum(jax.nn.sigmoid(self.steepness * (self.middle - fraction)), self.smallest)
 
     def __call__(
         self,
@@ -299,7 +304,7 @@ class AlphaFlow(FlowMap):
         t, t_to = self.intervals(time_key, len(batch["image"]))
         noised = self.noised(t, key, batch)
         average = self.average(apply, params, noised)
-        velocity = self.velocity_of(noised)
+        velocity = self.guided(apply, params, noised, t)
         alpha = self.alpha(progress.fraction)
         difference = finite_difference(average, noised.x_t, (t, t_to), velocity, alpha)
         squares = self.squares(noised, difference)
