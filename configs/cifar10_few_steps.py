@@ -145,7 +145,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     Raises:
         UserError: another objective.
     """
-    chosen = dict(pair.partition("=")[::2] for pair in arguments.split(","))
+    chosen = {k: v for k, _, v in (pair.partition("=") for pair in arguments.split(","))}
     objective = chosen.get("objective", "ect")
     if objective not in PUBLISHED:
         raise UserError(

@@ -138,7 +138,8 @@ def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path, mon
 
     assert looped(monkeypatch, tmp_path, step, should_stop) == 11
     assert batches == list(range(11))
-    assert seen == [[]] * 8 + [[1, 2, 3, 4]] * 3
+    # Before the first step, and after each.
+    assert seen == [[]] * 9 + [[1, 2, 3, 4]] * 3
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [4, 8], "the second by the checkpoint of the stop"
 
