@@ -139,7 +139,8 @@ def test_a_batch_that_breaks_a_run_is_not_met_again(tmp_path, caplog):
     assert calm[0]["loss"] == lines[0]["loss"]
     assert [line["loss"] for line in calm[1:]] != [line["loss"] for line in lines[1:]]
 
-    stops = iter([False] * 6 + [True])
+    # Before the first step, after each, and before the first one after the rollback.
+    stops = iter([False] * 8 + [True])
     parts = tmp_path / "parts"
     with pytest.raises(Interrupted):
         run_steps_of(config, parts, lambda: next(stops))
@@ -151,7 +152,7 @@ def test_a_batch_that_breaks_a_run_is_not_met_again(tmp_path, caplog):
 @pytest.mark.faults
 def test_steps_left_out_are_in_a_file_once_wherever_the_run_stopped(tmp_path):
     config = config_with(tmp_path, row_in_step(5), **{"nonfinite.skip_in_a_row": 1})
-    for name, stops in (("whole", []), ("parts", [False] * 5 + [True])):
+    for name, stops in (("whole", []), ("parts", [False] * 6 + [True])):
         workdir, asked = tmp_path / name, iter(stops)
         if stops:
             with pytest.raises(Interrupted):

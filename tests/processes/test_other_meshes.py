@@ -57,10 +57,10 @@ class Layout(NamedTuple):
 def stop_early(workdir, never: bool, pids: list[int]) -> None:
     """Sends SIGTERM to the last process at its first log line: it stops at the next step."""
     file = workdir / "metrics.jsonl"
-    before = file.stat().st_mtime_ns if file.exists() else 0
+    before = file.stat().st_size if file.exists() else 0
     until = time.monotonic() + 300
     while not never and time.monotonic() < until and alive(pids[-1]):
-        if file.exists() and file.stat().st_mtime_ns != before:
+        if file.exists() and file.stat().st_size > before:
             send(pids[-1], signal.SIGTERM)
             return
         time.sleep(0.01)
