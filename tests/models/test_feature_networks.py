@@ -180,7 +180,6 @@ class TestInceptionsParts:
                 around = x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
                 np.testing.assert_allclose(found[0, i, j], of(around, axis=(0, 1)), rtol=1e-5)
 
-    @pytest.mark.thorough
     def test_layers_are_as_wide_as_published(self):
         image = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
         layers, _ = jax.eval_shape(
