@@ -39,6 +39,7 @@ from diffjax.data import Augment, tfds_images
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.lookup import chosen_on_axes
 from diffjax.models.edm import SongUNet
 from diffjax.models.edm.network import NCSNPP, POSITIONAL, RANDOM
 from diffjax.models.layers.common import Fourier
@@ -145,7 +146,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     Raises:
         UserError: another objective.
     """
-    chosen = {k: v for k, _, v in (pair.partition("=") for pair in arguments.split(","))}
+    chosen = chosen_on_axes(arguments)
     objective = chosen.get("objective", "ect")
     if objective not in PUBLISHED:
         raise UserError(

@@ -41,6 +41,7 @@ from diffjax.data import latents
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.lookup import chosen_on_axes
 from diffjax.models import DiT, dit
 from diffjax.optimizers.adam import AdamW
 from diffjax.optimizers.descent import descent
@@ -114,7 +115,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     Raises:
         UserError: another objective.
     """
-    chosen = {k: v for k, _, v in (pair.partition("=") for pair in arguments.split(","))}
+    chosen = chosen_on_axes(arguments)
     objective = chosen.get("objective", "mean_flow")
     if objective not in PUBLISHED:
         raise UserError(

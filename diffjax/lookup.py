@@ -16,6 +16,25 @@ from diffjax.sampling.solvers import Solver
 from diffjax.spec import TARGET, build, choose, parse_arguments, spec, spec_at
 from diffjax.text import FolderEncoder
 
+# In the order of a config's name.
+_AXES = (
+    *("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES),
+    *("derivative", "latents", "codec"),
+)
+
+
+def chosen_on_axes(arguments: str) -> dict[str, str]:
+    """The choices that a text names, by axis; of other axes the defaults are taken.
+
+    Raises:
+        UserError: an axis is unknown or occurs twice.
+
+    Example:
+        >>> chosen_on_axes("objective=ddpm,target=v")
+        {'objective': 'ddpm', 'target': 'v'}
+    """
+    return parse_arguments(arguments, *_AXES, "evaluators", "trackers")
+
 
 def set_axes(
     config: ConfigDict,
@@ -57,9 +76,7 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
-    axes += ("derivative", "latents", "codec")
-    chosen = parse_arguments(arguments, *axes, "evaluators", "trackers")
+    chosen = chosen_on_axes(arguments)
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
     )
@@ -104,7 +121,7 @@ def set_axes(
     # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
         re.sub("[/:]", "-", chosen[axis])
-        for axis in axes
+        for axis in _AXES
         if chosen.get(axis, defaults.get(axis)) != defaults.get(axis)
     ]
     config.name = "-".join([config.name, *suffix])

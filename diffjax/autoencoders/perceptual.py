@@ -8,11 +8,9 @@ import jax.numpy as jnp
 
 from diffjax.errors import UserError
 from diffjax.kinds import NotNegative
-from diffjax.models.lpips.network import LPIPS
+from diffjax.models.lpips.network import LPIPS, SMALLEST_SIDE, in_colour
 from diffjax.models.lpips.published import read
 from diffjax.shapes import Images, PerSample
-
-_LEAST = 16  # VGG16 halves the sides four times.
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,10 @@ class Perceptual:
                 "config.loss.perceptual.heads are the weights of channels alone: set path to "
                 "torchvision's vgg16-397923af.pth as well"
             )
-        if self.on and min(height, width) < _LEAST:
+        if self.on and min(height, width) < SMALLEST_SIDE:
             raise UserError(
-                f"the perceptual distance needs images of {_LEAST}x{_LEAST} pixels, not "
-                f"{height}x{width}: leave config.loss.perceptual.path out"
+                f"the perceptual distance needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} "
+                f"pixels, not {height}x{width}: leave config.loss.perceptual.path out"
             )
         _ = self.params
 
@@ -71,7 +69,7 @@ class Perceptual:
         if not self.on:
             return jnp.zeros(len(x))
         network, _ = self._read
-        distance: Any = network.apply({"params": params}, _in_colour(x), _in_colour(y))
+        distance: Any = network.apply({"params": params}, in_colour(x), in_colour(y))
         return distance
 
     @cached_property
@@ -81,7 +79,3 @@ class Perceptual:
 
 OFF = Perceptual()
 """Without weights: no part of the loss."""
-
-
-def _in_colour(images: Images) -> Images:
-    return images if images.shape[-1] == 3 else jnp.repeat(images[..., :1], 3, axis=-1)

@@ -11,7 +11,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
 from diffjax.kinds import NotNegative
-from diffjax.models.lpips.network import LPIPS
+from diffjax.models.lpips.network import LPIPS, SMALLEST_SIDE, in_colour
 from diffjax.models.lpips.published import read
 from diffjax.process.paths import Scalar
 from diffjax.shapes import PerSample, Samples
@@ -64,8 +64,8 @@ class Perceptual:
     Attributes:
         path: of a file with all weights of `lpips.LPIPS(net="vgg")`, or of torchvision's VGG16.
         heads: beside torchvision's VGG16, the file `lpips/weights/v0.1/vgg.pth`.
-        side: the length of the sides to which images are enlarged, by linear interpolation; 0 is
-            none, 224 that of consistency models. VGG16 needs at least 16.
+        side: the length of the sides to which images are enlarged, by linear interpolation; 0
+            leaves them as they are, 224 is that of consistency models. VGG16 needs at least 16.
         square: the weight of the mean square; 0 leaves it out, 1 in one of InstaFlow's variants.
 
     Raises:
@@ -90,15 +90,14 @@ class Perceptual:
     def between(self, network: LPIPS, params: Any, x: Samples, y: Samples) -> PerSample:
         """LPIPS by this network, `[B]`."""
         sides = (self.side, self.side) if self.side else x.shape[1:3]
-        if min(sides) < 16:
+        if min(sides) < SMALLEST_SIDE:
             raise UserError(
-                f"the perceptual distance needs images of 16x16 pixels, not "
-                f"{sides[0]}x{sides[1]}: set its side, or take another distance"
+                f"the perceptual distance needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} "
+                f"pixels, not {sides[0]}x{sides[1]}: set its side, or take another distance"
             )
 
         def prepared(images: Any) -> Any:
-            colours = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-            return jax.image.resize(colours, (len(images), *sides, 3), "linear")
+            return jax.image.resize(in_colour(images), (len(images), *sides, 3), "linear")
 
         found: Any = network.apply({"params": params}, prepared(x), prepared(y))
         return found

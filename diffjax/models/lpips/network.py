@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
+from jaxtyping import Float
 
 from diffjax.kinds import AtLeastOne
 from diffjax.shapes import Array, Images, PerSample
@@ -19,6 +20,13 @@ _STD = np.array((0.458, 0.448, 0.450), np.float32)
 _EPSILON = 1e-10
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 """Of VGG16: how many times `width` the channels of a stage are, and its convolutions."""
+SMALLEST_SIDE = 2 ** (len(STAGES) - 1)
+"""Of images, in pixels: VGG16 halves the sides before each stage but the first."""
+
+
+def in_colour(images: Images) -> Float[Array, " batch height width 3"]:
+    """Images `[B, H, W, 3]` of colours; grey is three equal parts."""
+    return images if images.shape[-1] == 3 else jnp.repeat(images[..., :1], 3, axis=-1)
 
 
 class VGG16(nn.Module):

@@ -60,7 +60,7 @@ class LatentAdversarial(Noising):
         first: the share of examples that have the first step, from pure noise; the others are
             shared evenly. 0.7 there.
         warmup: the fraction of training before which only the less noisy half of the steps is
-            drawn; 500 steps there, and 0 is none.
+            drawn; 500 steps there, 0 draws all from the start.
         every: updates of the heads for one of the network; 1 there.
         head_rate: the learning rate of the heads in units of the network's (two time scales, Heusel
             et al. 2017, arXiv:1706.08500). Heads that begin with drawn weights have to be faster

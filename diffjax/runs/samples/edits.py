@@ -339,7 +339,7 @@ def _checked(model: Model, images: np.ndarray, shape: tuple[int, ...]) -> np.nda
 
 
 def images_in(model: Model, images: Any, task: str) -> np.ndarray | None:
-    """Images as `pixels_of` takes them, read if they are names of files; None are none.
+    """Images as `pixels_of` takes them, read if they are names of files; None stays None.
 
     Raises:
         UserError: a file is no image, or has another size than samples; of `outpaint` all have that
