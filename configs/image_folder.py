@@ -23,6 +23,7 @@ from diffjax.data import image_folder
 from diffjax.data.image_folders.headers import Headers
 from diffjax.data.image_folders.listing import LABEL, Listing, list_images
 from diffjax.defaults import experiment, suiting_steps
+from diffjax.errors import whole_number
 from diffjax.evaluation.extractors.own_classifier import own_classifier
 from diffjax.host.files import place_of
 from diffjax.models import ADM, DiT, UNet, adm, dit
@@ -89,7 +90,7 @@ def get_config(
         pictures = list_images(root, data_labels, data_label_column)
         data.image_size = Headers.of(root, pictures.files).suited_size
     # What is no number is refused as a flag.
-    data.image_size = int(text) if (text := str(data_image_size)).isdecimal() else data.image_size
+    data.image_size = whole_number(str(data_image_size)) or data.image_size
     num_images = len(pictures.files) if pictures else FEW_IMAGES
     config = experiment(
         f"image_folder-{root.resolve().name}" if data_path else "image_folder",

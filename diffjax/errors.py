@@ -1,4 +1,4 @@
-"""The one exception a user can cause, and how it names the nearest right thing."""
+"""The one exception that a user can cause, and what reads the words and numbers of a user."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,6 +13,19 @@ class UserError(ValueError):
     The executables turn it into that line on stderr and exit status 2; in a notebook it is an
     ordinary exception.
     """
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number from 0 that a text is, or None.
+
+    Digits of other alphabets are none, and neither is a number of more than 18 digits: no count
+    is that large, and Python refuses to read more than 4,300.
+
+    Example:
+        >>> whole_number("12"), whole_number("-1"), whole_number("²"), whole_number("9" * 5000)
+        (12, None, None, None)
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:

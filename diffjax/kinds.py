@@ -211,12 +211,29 @@ def _class_complaint(name: str, value: Any, kind: Any) -> str | None:
     kind = NoneType if kind is None else kind
     if not isinstance(kind, type) or kind is Any:
         return None
-    try:
-        fits = isinstance(value, kind)
-    except TypeError:  # A protocol that can't be checked at run time.
-        return None
+    fits = _follows(value, kind) if _is_protocol(kind) else isinstance(value, kind)
     words = {str: "text", bool: "True or False", NoneType: "None"}
     return None if fits else _must(name, value, f"be {words.get(kind, _with_article(_name(kind)))}")
+
+
+def _is_protocol(kind: type) -> bool:
+    """Whether a class is a protocol itself, and not a class that follows one."""
+    return getattr(kind, "_is_protocol", False)
+
+
+def _follows(value: Any, protocol: type) -> bool:
+    """Whether an object has all members of a protocol, and can be called with its arguments."""
+    missing = object()
+    for each in filter(_is_protocol, protocol.__mro__):
+        members = {*vars(each), *inspect.get_annotations(each)}
+        public = {name for name in members if not name.startswith("_")}
+        if any(inspect.getattr_static(value, name, missing) is missing for name in public):
+            return False
+        if "__call__" in members:
+            _, *takes = inspect.signature(vars(each)["__call__"]).parameters
+            if _callable_complaint("", value, takes, Any) is not None:
+                return False
+    return True
 
 
 def _differ(one: Any, other: Any) -> bool:

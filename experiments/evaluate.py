@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from diffjax.config_files import check_size
 from diffjax.data import DataSet
-from diffjax.errors import UserError
+from diffjax.errors import UserError, whole_number
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.evaluation.tables import metrics_table, quality_table
@@ -244,10 +244,11 @@ def numbers(args: SimpleNamespace, name: str, kind: Callable[[str], float]) -> l
 
 def parse_steps(text: str) -> int:
     """Parses a number of steps."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    steps = whole_number(text)
+    if not steps:
         raise UserError(f"--num_steps needs integers from 1, not {text!r}")
-    check_size("--num_steps", int(text))
-    return int(text)
+    check_size("--num_steps", steps)
+    return steps
 
 
 USAGE = f"""{__doc__}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.conditions.base import Condition, Shapes
-from diffjax.errors import UserError, nearest
+from diffjax.errors import UserError, nearest, whole_number
 from diffjax.kinds import Positive
 
 _BETWEEN = ", "
@@ -186,7 +186,7 @@ def labels_called(
             if len(called) > 1:
                 each = ", ".join(f"{i} ({names[i]})" for i in called)
                 raise UserError(f"several labels are called {label!r}: {each}; pass the number")
-            found = called[0] if called else int(label) if label.isdecimal() else None
+            found = called[0] if called else whole_number(label)
         if found in range(classes):  # NumPy's whole numbers are, 2.5 is not.
             return int(found)
         there = f"this run has {classes}, from 0 to {classes - 1}"

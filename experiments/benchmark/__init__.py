@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 
 import diffjax
-from diffjax.errors import UserError
+from diffjax.errors import UserError, whole_number
 from diffjax.runs.workdirs import git_revision
 from experiments.benchmark.against_torch import Pair, measure_pairs
 from experiments.benchmark.autoencoders import check_autoencoder, measure_autoencoder
@@ -211,9 +211,10 @@ def device_counts(texts: Sequence[str]) -> list[int]:
         >>> device_counts(["1", "8"])
         [1, 8]
     """
-    if not all(text.isdecimal() and int(text) for text in texts):
+    counts = [whole_number(text) for text in texts]
+    if not all(counts):
         raise UserError(f"--devices={','.join(texts)} should be numbers from 1, such as 1,2,4,8")
-    return [int(text) for text in texts]
+    return [count for count in counts if count]
 
 
 def _tell(text: str) -> None:

@@ -44,7 +44,7 @@ from absl import flags
 
 import experiments
 from diffjax import choices, config_files
-from diffjax.errors import UserError
+from diffjax.errors import UserError, whole_number
 from diffjax.host.files import place_of
 from diffjax.host.progress import progress
 from diffjax.spec import TARGET, build
@@ -74,9 +74,10 @@ class _Step(flags.ArgumentParser):
     def parse(self, argument: Any) -> int | str:
         """The value as `diffjax.load` takes it."""
         text = str(argument)
-        if text != "best" and not (text.isascii() and text.isdigit()):
+        step = text if text == "best" else whole_number(text)
+        if step is None:
             raise ValueError("it is the number of a step that has a checkpoint, or best")
-        return text if text == "best" else int(text)
+        return step
 
 
 class _Steps(_Step):

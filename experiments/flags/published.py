@@ -13,7 +13,7 @@ from absl import flags
 
 import diffjax
 from diffjax.data import DataSet
-from diffjax.errors import UserError
+from diffjax.errors import UserError, whole_number
 from diffjax.exchange.pipelines import SCHEDULER
 from diffjax.exchange.pretrained import Pretrained
 from diffjax.exchange.priors import ImagePrior
@@ -189,9 +189,10 @@ def _size(sides: list[str] | None) -> tuple[int, int] | None:
     """Height and width of `--image_size`; one number is both."""
     if sides is None:
         return None
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides) or not sides:
+    pixels = [pixel for side in sides if (pixel := whole_number(side))]
+    if len(sides) not in (1, 2) or len(pixels) < len(sides):
         raise UserError(f"--image_size={','.join(sides)} is to be height,width in pixels")
-    return int(sides[0]), int(sides[-1])
+    return pixels[0], pixels[-1]
 
 
 def _loras(given: list[str]) -> dict[str, float]:

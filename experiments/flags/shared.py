@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, whole_number
 from diffjax.host.watchdog import Watchdog
 
 # Long enough for a machine that swaps or a network with short failures.
@@ -146,8 +146,7 @@ def _gpus_of_the_node() -> range | None:
     if visible is not None:
         count = len(visible.split(","))
     else:
-        given = os.environ.get("SLURM_GPUS_ON_NODE", "")
-        count = int(given) if given.isdecimal() else 0
+        count = whole_number(os.environ.get("SLURM_GPUS_ON_NODE", "")) or 0
     return range(count) if count > 1 else None
 
 
@@ -178,7 +177,7 @@ def _check(missing: list[str], args: SimpleNamespace) -> None:
             "--num_processes=N and --process_index=I, or --distributed"
         )
     host, _, port = args.coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or not 0 < (whole_number(port) or 0) < 65536:
         raise UserError(f"--coordinator={args.coordinator} is not of the form HOST:PORT")
     if not 0 <= args.process_index < args.num_processes:
         raise UserError(

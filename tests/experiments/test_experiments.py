@@ -181,6 +181,7 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(trained, loaded):
         (sample, ["--out=x.jpg"], "should end in .png"),
         (sample, ["--num_samples=0"], "num_samples"),
         (evaluate, ["--num_steps=5,x"], "integers from 1"),
+        (evaluate, ["--num_steps=" + "9" * 5000], "integers from 1"),
         (evaluate, ["--solvers=dim", "--num_steps=2"], "did you mean 'ddim'"),
         (evaluate, ["--num_samples=1"], "num_samples"),
         (evaluate, ["--extractor=inception"], "needs weights"),

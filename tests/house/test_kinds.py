@@ -13,8 +13,12 @@ from diffjax import choices
 from diffjax.data import Augment
 from diffjax.errors import UserError
 from diffjax.kinds import Decay, Limit, Range, complaint
+from diffjax.likelihood.ode import Hutchinson, TraceEstimator
 from diffjax.models import DiT, UNet
 from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.derivatives import EXACT, Derivative
+from diffjax.objectives.distillation.flow_anchored import FlowAnchored
+from diffjax.objectives.few_step.flow_maps import Lagrangian, Rule
 from diffjax.optimizers.adam import AdamW
 from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Cosine
@@ -22,6 +26,7 @@ from diffjax.process import paths, targets, times, weights
 from diffjax.process.paths import Path
 from diffjax.process.weights import Weight
 from diffjax.sampling.grids import Grid, Power
+from diffjax.sampling.guidance import Limited
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver, heun
 from diffjax.settings import check_settings
@@ -159,9 +164,11 @@ def test_what_a_config_lacks_or_has_beside_is_passed_over():
 
 
 DECLARED = {"path": Path, "target": targets.Target, "weight": Weight, "times": times.Times,
-            "grid": Grid, "solver": Solver}  # fmt: skip
+            "grid": Grid, "solver": Solver, "derivative": Derivative, "rule": Rule,
+            "trace": TraceEstimator}  # fmt: skip
 OBJECTS = {"path": paths.Linear(), "target": targets.V(), "weight": weights.SNR(),
-           "times": times.Uniform(), "grid": Power(), "solver": heun()}  # fmt: skip
+           "times": times.Uniform(), "grid": Power(), "solver": heun(),
+           "derivative": EXACT, "rule": Lagrangian(), "trace": Hutchinson()}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DECLARED)
@@ -175,6 +182,9 @@ def test_a_part_of_another_kind_is_refused_by_what_the_field_declares():
     said = r"weight=Linear\(t_min=0.001, t_noise=1.0\) must map \(Coeffs, Mix\) to Array"
     with pytest.raises(UserError, match=said):
         build(config, path=None, precond=None)
+    facm = spec(FlowAnchored, times=spec(times.Uniform), derivative=spec(Limited))
+    with pytest.raises(UserError, match=r"derivative=Limited.* must be a Derivative"):
+        build(facm, path=None, precond=None)
     with pytest.raises(UserError, match="solver='heun' must be a Solver"):
         build(spec(Recipe, solver="heun", grid=spec(Power)))
     with pytest.raises(UserError, match=r"config.path=Uniform.* must be a Path"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from diffjax.errors import UserError, nearest
+from diffjax.errors import UserError, nearest, whole_number
 
 GIB = 2**30
 
@@ -188,7 +188,7 @@ def topology_called(name: str) -> Topology:
 
 def _nearest_shape(kind: str, shape: str) -> str:
     """The available shape whose number of chips is nearest."""
-    sizes = [int(size) for size in shape.split("x") if size.isdecimal()]
+    sizes = [whole_number(size) or 1 for size in shape.split("x")]
     wanted = max(math.prod(sizes), 1)
     return min(SHAPES[kind], key=lambda other: abs(math.log(_chips(other) / wanted)))
 
