@@ -24,7 +24,8 @@ def pndm() -> Solver:
         x' = (a'/a)·x + (s' - s·a'/a)·ē
 
     The first step is DDIM's; the mean of eps at both of its ends then makes it again, so there is
-    one evaluation more than there are steps. `plms` has weights that depend on the times, and so
+    one evaluation more than there are steps. At a time without signal (a = 0) there is no first
+    term, and the step is DDIM's with the mean eps. `plms` has weights that depend on the times, and so
     keeps its order where steps are not equal, as the last one of the grid `leading`. Liu et al.
     2022 (arXiv:2202.09778), with `skip_prk_steps` of diffusers.
     """
@@ -38,10 +39,13 @@ def pndm() -> Solver:
         known, earlier = memory
         begin, end = interval.begin, interval.end
 
-        def towards(eps: Array) -> Array:
-            return end.mix(Pair((x - begin.s * eps) / begin.a, eps))
+        pair = denoise(x, interval.t)
+        eps = pair.eps
 
-        eps = denoise(x, interval.t).eps
+        def towards(eps: Array) -> Array:
+            # Without signal eps says nothing about x0, and the network's own is used.
+            x0 = (x - begin.s * eps) / jnp.where(begin.a == 0.0, 1.0, begin.a)
+            return end.mix(Pair(jnp.where(begin.a == 0.0, pair.x0, x0), eps))
 
         def corrected(_: None) -> Array:
             return 0.5 * (eps + denoise(towards(eps), interval.t_next).eps)
