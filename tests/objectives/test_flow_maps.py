@@ -290,6 +290,25 @@ def test_the_eulerian_rule_is_improved_mean_flow_without_the_examples_noise():
     np.testing.assert_allclose(loss, np.square(error).mean(axis=1), rtol=1e-5)
 
 
+def exact(x, t, r):
+    """The average velocity of the flow `dx/dt = x`, whose step is `x·e^{r - t}`."""
+    span = (t - r)[:, None]
+    return x * jnp.where(span == 0.0, 1.0, -jnp.expm1(-span) / jnp.where(span == 0.0, 1.0, span))
+
+
+@pytest.mark.parametrize("rule", [Lagrangian(), Eulerian(), Progressive()])
+def test_each_rule_holds_for_an_exact_average_velocity_and_for_no_other(rule):
+    x = jnp.array([[0.5, -0.2], [1.0, 0.3], [-0.7, 0.4]])
+    t, r = jnp.array([0.9, 0.6, 0.8]), jnp.array([0.1, 0.3, 0.05])
+
+    def sides(average):
+        return jax.jit(lambda: rule(average, x, t, r, jax.random.key(0)))()
+
+    np.testing.assert_allclose(*sides(exact), rtol=1e-5)
+    value, target = sides(lambda x, t, r: exact(x, t, r) * (1.0 + 0.5 * (t - r)[:, None]))
+    assert (np.abs(value - target) > 0.001).all()
+
+
 AT_THE_END = {
     "improved mean flow": of(MeanFlow, own_velocity=True, power=0.0, between=0.5),
     "lagrangian": of(SelfDistilled, between=0.5),

@@ -204,8 +204,8 @@ def test_the_truth_is_the_minimiser_for_every_target_and_weight(path_name):
 def test_the_truth_is_the_minimiser_for_every_target_weight_and_times():
     """On a path that ends in pure noise, one that does not, and one in steps."""
     for path_name in ("linear", "edm", "ddpm_table_zero_snr"):
-        # Twice as many: a constant weight on scores counts the least noise alone, and few beta times
-        # of EDM's path have that little.
+        # Twice as many: a constant weight on scores counts the least noise alone, and few beta
+        # times of EDM's path have that little.
         result = found(path_name, tuple(TIMES), 2 * EXAMPLES)
         assert_smallest_at_the_truth(result, path_name)
         assert np.mean(np.abs(result.z_of_wrong) > MOST) > 0.995, path_name

@@ -110,6 +110,10 @@ def test_costs_are_the_errors_that_arrive():
         assert float(found.costs[i, j]) == pytest.approx(float(expected), rel=0.04)
     _, expected = arriving(x, found.times[9], found.times[10])
     assert float(found.costs[9, m]) == pytest.approx(float(expected), rel=1e-3)
+    # Few candidates: it is clear at which of them a sample ends, before the noise is gone.
+    found = jumps(data, path, 4, n, DDIM, RK4)
+    expected, _ = arriving(x, found.times[1], found.times[3])
+    assert float(found.costs[1, 3]) == pytest.approx(float(expected), rel=0.04)
 
 
 def near(times, wanted):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices, lookup
-from diffjax.conditions import Classes
+from diffjax.conditions import Classes, of_classes
 from diffjax.errors import UserError
 from diffjax.models import DiT
 from diffjax.models.dit.stages import stack_blocks
@@ -30,6 +30,7 @@ from diffjax.sampling.guidance import (
     Rescaled,
     SkipLayers,
     Thresholded,
+    WithoutAttention,
     ZeroStar,
     classifier_guidance,
     guide,
@@ -323,6 +324,14 @@ def test_skipped_layers_add_to_guidance_at_some_noise_levels():
     assert Recipe(solvers.ddim(), Power(), 4, guidance_scale=3.0, against=against).nfe == 12
     assert against.unfit(Classes(9), ["block_1/attention"]) is None
     assert "there are block_0" in str(against.unfit(Classes(9), ["block_0/attention"]))
+
+
+def test_a_pattern_names_layers_or_says_what_is_wrong():
+    condition, layers = of_classes(10), ("block_0", "block_1")
+    assert WithoutAttention("k_1$").unfit(condition, layers) is None
+    assert "'[' is no regular expression" in (WithoutAttention("[").unfit(condition, layers) or "")
+    there = "no attention layer matches 'x'; there are block_0, block_1"
+    assert WithoutAttention("x").unfit(condition, layers) == there
 
 
 def test_without_attention_a_token_sees_itself_alone():

@@ -31,5 +31,11 @@ def test_a_step_is_a_jump_beyond_the_next_time_and_the_noise_of_the_rest(gamma):
     np.testing.assert_allclose(step(trajectory_consistency(gamma)), expected, rtol=2e-5)
 
 
+def test_its_published_jump_is_three_tenths():
+    np.testing.assert_array_equal(
+        step(trajectory_consistency()), step(trajectory_consistency(0.3, 1000))
+    )
+
+
 def test_without_a_jump_beyond_it_is_ddim():
     np.testing.assert_allclose(step(trajectory_consistency(0.0)), step(ddim()), rtol=1e-6)

@@ -88,13 +88,13 @@ class SolutionFlow(GuidedFlowMap):
 
     def intervals(self, key: OneKey, n: int) -> tuple[PerSample, PerSample]:
         """Times t and s of steps, and twice the time of flow matching, `[n]` each."""
-        keys = jax.random.split(key, 4)
+        step_key, *keys = jax.random.split(key, 4)
         densities = (self.times, self.begins, self.ends)
         alone, begin, end = (
             density.quantile(self.uniforms(key, n), self.path)
-            for density, key in zip(densities, keys[:3], strict=True)
+            for density, key in zip(densities, keys, strict=True)
         )
         begin = jnp.maximum(begin, jnp.asarray(self.path.t_min) + self.shortest)
         end = jnp.minimum(end, begin - self.shortest)
-        steps = jax.random.bernoulli(keys[3], self.between, (n,))
+        steps = jax.random.bernoulli(step_key, self.between, (n,))
         return jnp.where(steps, begin, alone), jnp.where(steps, end, alone)
