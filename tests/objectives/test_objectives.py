@@ -411,6 +411,7 @@ def test_a_named_objective_can_be_wired(name):
 MIXTURE = GaussianMixture(*map(jnp.asarray, (SHARES, MEANS[:, None], VARIANCES[:, None, None])))
 TIME_OF_LABEL = {
     "time": lambda path, label: label / 1000.0,
+    "time_to_data": lambda path, label: 1.0 - label,
     "log_snr": lambda path, label: time_of_log_snr(path, label / -25.0),
 }
 
@@ -515,7 +516,7 @@ def assert_training_reaches_the_truth(name):
         )
         return (output, (output,)) if hidden else output
 
-    theta = trained(objective, apply, MIXTURE.draw, 300)
+    theta = trained(objective, apply, MIXTURE.draw, 600)
     assert np.abs(theta).max() < 0.03, name
 
 

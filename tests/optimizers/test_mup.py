@@ -24,6 +24,7 @@ from diffjax.wiring import wire
 from experiments import learning_rates
 from experiments.flags import cli
 from tests.support.compiling import FAST
+from tests.support.messages import error_line
 from tests.support.tiny_network import Tiny
 from tests.support.tiny_run import tiny_config
 
@@ -260,6 +261,5 @@ def test_mistyped_numbers_of_the_study_are_one_line(capsys, tmp_path, flag, mess
     program = learning_rates
     assert cli.run(program.main, program.FLAGS, usage=program.USAGE, argv=argv) == 2
     error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
+    assert message in error_line(error)
     assert not (tmp_path / "out").exists()
