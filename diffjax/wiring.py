@@ -83,8 +83,11 @@ class Wired(NamedTuple):
         """Initial parameters, of the network and of the objective."""
         return self._init_of(self.network)(key)
 
-    def _init_of(self, network: nn.Module) -> Callable[[Array], dict[str, Any]]:
-        return partial(_init, network, self.objective, self.image_shape, self.condition, self.lora)
+    def _init_of(
+        self, network: nn.Module, embedded: bool | None = None
+    ) -> Callable[[Array], dict[str, Any]]:
+        given = (network, self.objective, self.image_shape, self.condition, self.lora)
+        return partial(_init, *given, embedded=embedded)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -180,8 +183,8 @@ class Wired(NamedTuple):
         """The paths of the parameters that embed a scale of guidance, if that is an input."""
         if self.objective.traits.scales is None:
             return ()
-        init = self._init_of(self.network)
-        without = flatten_dict(jax.eval_shape(partial(init, embedded=False), _key()), sep="/")
+        init = self._init_of(self.network, embedded=False)
+        without = flatten_dict(jax.eval_shape(init, _key()), sep="/")
         return tuple(n for n in flatten_dict(self.params_shape, sep="/") if n not in without)
 
     @property
