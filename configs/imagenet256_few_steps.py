@@ -20,15 +20,15 @@ available. Published, FID-50K at 1, 2 and 4 evaluations, with the file that the 
 `imm`'s training settings are not public as code, and `drifting` was published with features of a
 masked autoencoder and memories of earlier batches, which are not here: they have no row. `pmf` is
 in configs/imagenet256_pixel_mean_flow.py. Guidance is in the objective, so none is added when
-samples are drawn.
+samples are drawn; of `imf` its scale is an input of the network.
 
 What differs from them, beside what docs/objectives.md says of each loss: the network is DiT, where
-`imf` has a transformer with tokens for the condition, a second head, and scale and interval of
-guidance as inputs (here 7.5 between t = 0.4 and 0.65, at which it is sampled), and `tvm` normalises
-its modulation; `alpha_flow` takes MeanFlow itself under 0.005, clips targets to ±4, and does not
-state the decay of its average; `shortcut` guides the targets of its shortest steps by 1.5; `tvm`
-does not state its length, which here is MeanFlow's number of images; bfloat16 where theirs may be
-float32. `alpha_flow` and `soflow` need float32 for small α: `--config.model.dtype=float32`.
+`imf` has a transformer with tokens for the condition, a second head, and the interval of guidance
+as an input beside its scale (here from t = 0.4 to 0.65, at which it is sampled), and `tvm`
+normalises its modulation; `alpha_flow` takes MeanFlow itself under 0.005, clips targets to ±4, and
+does not state the decay of its average; `shortcut` guides the targets of its shortest steps by 1.5;
+`tvm` does not state its length, which here is MeanFlow's number of images; bfloat16 where theirs
+may be float32. `alpha_flow` and `soflow` need float32 for small α: `--config.model.dtype=float32`.
 """
 
 from collections.abc import Mapping
@@ -43,9 +43,11 @@ from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.lookup import chosen_on_axes
 from diffjax.models import DiT, dit
+from diffjax.objectives.wrappers import EmbeddedGuidance
 from diffjax.optimizers.adam import AdamW
 from diffjax.optimizers.descent import descent
 from diffjax.optimizers.schedules import Constant, RiseFromZero
+from diffjax.sampling.guidance import Embedded
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
@@ -71,11 +73,16 @@ GUIDED = {"omega": 0.2, "kappa": 0.92, "guided_below": 0.75}
 PUBLISHED = {
     "mean_flow": Published(GUIDED),
     "imf": Published(
-        {"omega": 1.0, "kappa": 1.0 - 1.0 / 7.5, "guided_above": 0.4, "guided_below": 0.65},
+        # sample_cfg_scale of imf.py: p(w) ∝ 1/w from 1 to 8; eval_config.yml samples with 8.
+        {"guided_above": 0.4, "guided_below": 0.65},
         model="DiT-B/2",
         batch_size=1024,
         num_steps=640 * 1_251,
         schedule=spec(RiseFromZero, steps=10 * 1_251),
+        settings={
+            "wrappers": (spec(EmbeddedGuidance, power=1.0),),
+            "sampling": {"guidance_scale": 8.0, "against": spec(Embedded)},
+        },
         evaluated=(1,),
     ),
     "alpha_flow": Published(

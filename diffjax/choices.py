@@ -303,6 +303,10 @@ WRAPPERS: Table = MappingProxyType(
         "learned_variance": spec(learned_variance.LearnedVariance),
         "uncertainty": spec(wrappers.Uncertainty),
         "uncertainty_fourier": spec(wrappers.FourierUncertainty),
+        "embedded_guidance": spec(wrappers.EmbeddedGuidance),
+        "embedded_guidance_lcm": spec(wrappers.EmbeddedGuidance, lowest=3.0, highest=15.0),
+        "embedded_guidance_imf": spec(wrappers.EmbeddedGuidance, power=1.0),
+        "embedded_guidance_drifting": spec(wrappers.EmbeddedGuidance, highest=4.0, power=3.0),
         "second_moment": spec(wrappers.Adaptive, power=2.0),
         "adaptive": spec(wrappers.Adaptive, power=1.0),
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
@@ -397,6 +401,7 @@ GUIDANCE: Table = MappingProxyType(
 AGAINST: Table = MappingProxyType(
     {
         "null": spec(guidance.NullCondition),
+        "embedded": spec(guidance.Embedded),
         "label": spec(guidance.OtherCondition),
         "prompt": spec(guidance.OtherCondition),
         "weights": spec(guidance.OtherWeights),
@@ -738,13 +743,15 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Drifting: |x - sg(x + V)|², x = net(eps), with the field V by a kernel from generated
             # samples to images of one condition. Deng et al. 2026 (arXiv:2602.04770).
             "drifting": {"path": "linear", "target": "clean", "loss": "drifting"},
-            # LCM: mean (√(Δ² + c²) - c), Δ = f(x_t, t) - sg f(x_t', t'), with x_t' the guided DDIM
-            # step of a teacher over 20 of 1,000 steps. Luo et al. 2023 (arXiv:2310.04378).
+            # LCM: mean (√(Δ² + c²) - c), Δ = f(x_t, t, w) - sg f(x_t', t', w), with x_t' the DDIM
+            # step of a teacher guided with w, drawn from 3 to 15, over 20 of 1,000 steps. Luo et
+            # al. 2023 (arXiv:2310.04378).
             "lcm": {
                 "path": "scaled_linear_table",
                 "target": "noise",
                 "noise_label": "step",
                 "loss": "latent_consistency_distillation",
+                "wrappers": "embedded_guidance_lcm",
             },
             # DMD2: ½·|x - sg(x - g)|², g = (x0_fake - x0_T)/mean |x - x0_T| at noisy samples, and
             # EDM's loss of the fake score on samples. Yin et al. 2024 (arXiv:2405.14867).
@@ -766,13 +773,14 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "weight": "truncated_snr",
                 "loss": "progressive_distillation",
             },
-            # Guidance distillation: max(SNR, 1)·|x0_net - x0|², where x0 is a teacher's with
-            # guidance of a fixed scale. Meng et al. 2023 (arXiv:2210.03142).
+            # Guidance distillation: max(SNR, 1)·|x0_net(x_t, t, w) - x0|², where x0 is a teacher's
+            # with guidance of the scale w, which is drawn. Meng et al. 2023 (arXiv:2210.03142).
             "guidance": {
                 "path": "cosine",
                 "target": "v",
                 "weight": "truncated_snr",
                 "loss": "guidance_distillation",
+                "wrappers": "embedded_guidance",
             },
             # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
             # model made from it. Liu et al. 2023 (arXiv:2209.03003).

@@ -68,7 +68,8 @@ def experiment(
         objective: the name of the default objective.
         optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
             it is None. Another one that `arguments` choose has the numbers of its paper.
-        guidance_scale: of the samples of denoisers. Samples of few-step models have no guidance.
+        guidance_scale: of the samples of denoisers, and of networks that have the scale as an
+            input. Samples of other few-step models have no guidance.
         num_steps: of the samples of denoisers; few-step models take 2.
         evaluated_steps: numbers of steps that are evaluated too; of few-step models 1, 2 and 4.
 
@@ -102,6 +103,9 @@ def experiment(
     solver = solvers.get(names["path"], traits.solver)
     jumps = traits.meaning is Meaning.END_OF_FLOW
     grids = choices.GRIDS_OF_JUMPS if jumps else choices.GRIDS_OF_PATHS
+    scale = guidance_scale if denoises else 1.0
+    if traits.scales:
+        scale = min(max(guidance_scale, traits.scales[0]), traits.scales[1])
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
     config.lora = spec(LoraLayers)  # low-rank changes that are trained alone; with rank 0 none
@@ -118,9 +122,9 @@ def experiment(
         solver=copy(choices.SOLVERS[solver]),
         grid=copy(choices.GRIDS[grids.get(names["path"], "uniform")]),
         num_steps=num_steps if denoises else 2,
-        guidance_scale=guidance_scale if denoises else 1.0,
+        guidance_scale=scale,
         guidance=lookup.guidance_called("cfg"),
-        against=lookup.against_called("null"),
+        against=lookup.against_called("embedded" if traits.scales else "null"),
     )
     config.best_by = ""  # the best checkpoint is kept by this metric, as "samples/accuracy"
     config.patience_evaluations = 0  # training ends after so many without a better one; 0: never

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
 from diffjax.conditions import Condition, Rate
+from diffjax.conditions.guided import at_scale, with_label
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import attention
@@ -81,31 +83,47 @@ class Wired(NamedTuple):
         """Initial parameters, of the network and of the objective."""
         return self._init_of(self.network)(key)
 
-    def _init_of(self, network: nn.Module) -> Callable[[Array], dict[str, Any]]:
-        return partial(_init, network, self.objective, self.image_shape, self.condition, self.lora)
+    def _init_of(
+        self, network: nn.Module, embedded: bool | None = None
+    ) -> Callable[[Array], dict[str, Any]]:
+        given = (network, self.objective, self.image_shape, self.condition, self.lora)
+        return partial(_init, *given, embedded=embedded)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)` of the network's input."""
         return _input_shape(self.objective, self.image_shape)
 
-    def predict(self, params: Any, source: Array | None = None) -> Predict:
+    def predict(
+        self, params: Any, source: Array | None = None, scale: Array | None = None
+    ) -> Predict:
         """The denoiser with given parameters, `(x, t, cond) -> (x0, eps)`.
 
         Args:
             params: live or averaged parameters.
             source: the source images `[B, …]` of objectives that need them.
+            scale: of guidance, `[]`, for a network that has it as an input; None is 1.
 
         Returns:
             A denoiser, or the flow map if the objective trains one.
         """
         model = (self.apply, params, self.path, self.objective.precond_for(source))
-        if self.objective.traits.meaning is Meaning.AVERAGE_VELOCITY:
-            return flow_map_predictor(*model)
-        return denoiser(*model, learned_variance=self.objective.traits.learned_variance)
+        traits = self.objective.traits
+        if traits.meaning is Meaning.AVERAGE_VELOCITY:
+            predict = flow_map_predictor(*model)
+        else:
+            predict = denoiser(*model, learned_variance=traits.learned_variance)
+        if traits.scales is None:
+            return predict
+        return at_scale(predict, 1.0 if scale is None else scale)
 
     def models(
-        self, params: Any, source: Array | None, weaker: Predict | None, other: Any = None
+        self,
+        params: Any,
+        source: Array | None,
+        weaker: Predict | None,
+        other: Any = None,
+        scale: Array | None = None,
     ) -> GuidanceModels:
         """The model and its variants, for guidance.
 
@@ -114,8 +132,9 @@ class Wired(NamedTuple):
             source: the source images `[B, …]` of objectives that need them.
             weaker: the model of autoguidance, if there is one.
             other: one row of the condition that guidance leads away from, if there is one.
+            scale: of guidance, where it is an input of the network.
         """
-        predict = self.predict(params, source)
+        predict = self.predict(params, source, scale)
 
         def within(context: Callable[[str], Any]) -> Callable[[str], Predict]:
             def without(names: str) -> Predict:
@@ -158,6 +177,15 @@ class Wired(NamedTuple):
     def own_names(self) -> tuple[str, ...]:
         """Names, at the top of the tree, of the parameters that the objective adds."""
         return tuple(jax.eval_shape(lambda key: own_params(self.objective, key, ()), _key()))
+
+    @property
+    def embedding_names(self) -> tuple[str, ...]:
+        """The paths of the parameters that embed a scale of guidance, if that is an input."""
+        if self.objective.traits.scales is None:
+            return ()
+        init = self._init_of(self.network, embedded=False)
+        without = flatten_dict(jax.eval_shape(init, _key()), sep="/")
+        return tuple(n for n in flatten_dict(self.params_shape, sep="/") if n not in without)
 
     @property
     def num_params(self) -> int:
@@ -203,6 +231,7 @@ def wire(
     ) -> Any:
         rngs = None if key is None else {"dropout": key}
         how: Any = {"train": key is not None, "rngs": rngs}
+        noise_label, cond = with_label(noise_label, cond)
         if cond is None:
             cond = condition.null(x.shape[0])
         inputs = ({"params": params}, x, noise_label, cond)
@@ -388,13 +417,19 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             the predicted noise back.
     """
     scale, against = recipe.guidance_scale, recipe.against
-    if scale == 1.0:
+    scales, name = wired.objective.traits.scales, type(wired.objective).__name__
+    if against.embedded and scales is None:
+        raise UserError(
+            f"against={type(against).__name__}: {name} trains no network that has the scale of "
+            "guidance as an input: train with wrappers=embedded_guidance, or take against=null"
+        )
+    if scale == 1.0 or against.embedded:
         return
     if not wired.objective.traits.meaning.serves(Meaning.POSTERIOR_MEAN):
         raise UserError(
             f"guidance_scale={scale:g} combines posterior means, and "
-            f"{type(wired.objective).__name__} trains a model of {wired.objective.traits.meaning}: "
-            "use guidance_scale=1"
+            f"{name} trains a model of {wired.objective.traits.meaning}: "
+            f"use {'against=embedded' if scales else 'guidance_scale=1'}"
         )
     rate = wired.condition_dropout
     # Other weights are of another model, perhaps, which `Model.weaker` checks.
@@ -432,10 +467,16 @@ def _init(
     condition: Condition,
     lora: LoraLayers,
     key: Array,
+    embedded: bool | None = None,
 ) -> dict[str, Any]:
-    """The network's initial parameters, and the objective's under their own names."""
+    """The network's initial parameters, and the objective's under their own names.
+
+    Whether the network has a scale of guidance as a further label is known to the objective.
+    """
+    embedded = objective.traits.scales is not None if embedded is None else embedded
     two_times = objective.traits.meaning is Meaning.AVERAGE_VELOCITY
-    noise_label = jnp.zeros((1, 2) if two_times else 1)
+    labels = 1 + two_times + embedded
+    noise_label = jnp.zeros((1, labels) if labels > 1 else 1)
     x = jnp.zeros((1, *_input_shape(objective, image_shape)))
     with lora.on():
         collection, name = HIDDEN

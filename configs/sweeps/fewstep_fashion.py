@@ -1,4 +1,4 @@
-r"""Which objective makes the best clothes in 1, 2, 4 and 8 evaluations, for equal training?
+r"""Which objective makes the best clothes in 1, 2, 4, 8 and 50 evaluations, for equal training?
 
     python -m experiments.sweep --sweep=configs/sweeps/fewstep_fashion.py --workers=2 \
         --override=config.data.path=FOLDER
@@ -20,7 +20,7 @@ def get_sweep() -> Sweep:
             "objective": (
                 *("flow", "ddpm"),
                 *("mean_flow", "imf", "pmf", "alpha_flow", "soflow", "shortcut", "flow_map", "tvm"),
-                *("consistency", "ict", "scm", "imm", "drifting"),
+                *("facm", "consistency", "ict", "scm", "imm", "drifting"),
             ),
         },
         {

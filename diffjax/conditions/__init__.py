@@ -10,6 +10,7 @@ from diffjax.conditions.classes import Classes as Classes
 from diffjax.conditions.classes import Unconditional as Unconditional
 from diffjax.conditions.classes import of_classes as of_classes
 from diffjax.conditions.embeddings import ImageEmbeddings as ImageEmbeddings
+from diffjax.conditions.guided import Guided as Guided
 from diffjax.conditions.images import Images as Images
 from diffjax.conditions.low_resolution import Augmented as Augmented
 from diffjax.conditions.low_resolution import LowResolution as LowResolution

@@ -58,8 +58,9 @@ def initial_weights(parts: Parts, workdir: Path) -> Initial | None:
 
 
 def _find(named: str, parts: Parts) -> Initial:
-    like, own_names = parts.abstract.weights(LIVE), parts.wired.own_names
-    return find_initial_weights(named, like, denoiser=parts.denoiser, own_names=own_names)
+    like, wired = parts.abstract.weights(LIVE), parts.wired
+    names = *wired.own_names, *wired.embedding_names
+    return find_initial_weights(named, like, denoiser=parts.denoiser, own_names=names)
 
 
 def restore_or_init(
@@ -103,7 +104,7 @@ def restore_or_init(
 
 
 def _with_missing(params: Any, setup: Setup) -> Any:
-    """Weights with fresh parameters where they have none: LoRA, the projector of REPA.
+    """Weights with fresh parameters where they have none: LoRA, the embedding of guidance.
 
     Copies of the network that an objective trains are copies of the weights.
     """

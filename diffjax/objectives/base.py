@@ -73,6 +73,9 @@ class Traits:
         network_every: steps from one update of the network to the next; what the objective trains
             beside it is updated in each, by an optimizer of its own. 0 is one optimizer for all.
         own_rate: the factor of that optimizer's learning rate.
+        scales: the least and the largest scale of guidance that the network has as an input; None
+            where it has none.
+        guides_teacher: whether the loss guides its teacher, a network without that input.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         features: rows, columns and numbers of what a batch holds as `features` beside each image;
             None for nothing.
@@ -94,6 +97,8 @@ class Traits:
     copies: tuple[str, ...] = ()
     network_every: int = 0
     own_rate: float = 1.0
+    scales: tuple[float, float] | None = None
+    guides_teacher: bool = False
     forward_mode: bool = False
     features: tuple[int, int, int] | None = None
     hidden_depths: tuple[int, ...] = ()

@@ -1,6 +1,6 @@
 """Wrappers: changes of a loss that work with any objective."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import jax
@@ -9,7 +9,9 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
-from diffjax.kinds import Decay, NotNegative, Positive, Range
+from diffjax.conditions import Guided
+from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, Decay, NotNegative, Positive, Range
 from diffjax.models.layers.magnitude import MPFunction
 from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
@@ -135,6 +137,72 @@ class FourierUncertainty(Uncertainty):
         c = -jnp.clip(log_snr, -self.limit, self.limit) / 8.0
         u: Any = MPFunction(self.num_terms).apply({"params": series}, jnp.ravel(c))
         return u.reshape(jnp.shape(log_snr))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class EmbeddedGuidance(Wrapper):
+    """The scale of guidance as an input of the network, drawn for each example.
+
+        p(w) ∝ w^-power,     lowest ≤ w ≤ highest
+
+    An objective that guides what it learns from does so with the scale of each example: those with
+    `FromTeacher`, those of `GuidedFlowMap`, `TerminalVelocity` and `Drifting`. So one network has a
+    range of scales, each in one evaluation: with `against=embedded`, the `guidance_scale` of a
+    recipe is that input. The network embeds it as one more noise label. An objective that guides
+    nothing learns the same at all scales.
+
+    Meng et al. 2023 (arXiv:2210.03142), section 3.1; Luo et al. 2023 (arXiv:2310.04378), equation
+    14; Geng et al. 2025 (arXiv:2512.02012), section 4.3; Deng et al. 2026 (arXiv:2602.04770).
+
+    Attributes:
+        objective: the loss.
+        lowest: the least scale; 1 is no guidance. 3 in the authors' code of latent consistency
+            models for Stable Diffusion.
+        highest: the largest one; 15 there, 8 in the code of improved MeanFlow, 4 in drifting's.
+        power: 0 draws evenly, as there; 1 in improved MeanFlow, 3 or 5 in drifting.
+    """
+
+    objective: Objective
+    lowest: AtLeastOne[float] = field(default=1.0, metadata={"static": True})
+    highest: AtLeastOne[float] = field(default=8.0, metadata={"static": True})
+    power: NotNegative[float] = field(default=0.0, metadata={"static": True})
+
+    @property
+    def traits(self) -> Traits:
+        return replace(self.objective.traits, scales=(self.lowest, self.highest))
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Any,
+        teacher_params: Any,
+        key: OneKey,
+        batch: Batch,
+        progress: Progress,
+    ) -> tuple[PerSample, dict[str, Array]]:
+        if self.highest < self.lowest:
+            raise UserError(
+                f"embedded_guidance: highest={self.highest:g} is below lowest={self.lowest:g}"
+            )
+        scale_key, key = jax.random.split(key)
+        scale = self.scales(jax.random.uniform(scale_key, (len(batch["image"]),)))
+        guided = {**batch, "cond": Guided(batch["cond"], scale)}
+        return self.objective(apply, params, teacher_params, key, guided, progress)
+
+    def scales(self, u: PerSample) -> PerSample:
+        """The scales below which a share `u[n]` of all lies, `[n]`.
+
+        Example:
+            >>> log_uniform = EmbeddedGuidance(None, 1.0, 9.0, power=1.0)
+            >>> log_uniform.scales(jnp.array([0.0, 0.5, 1.0])).round(4).tolist()
+            [1.0, 3.0, 9.0]
+        """
+        if self.power == 1.0:
+            return self.lowest * (self.highest / self.lowest) ** u
+        exponent = 1.0 - self.power
+        low, high = self.lowest**exponent, self.highest**exponent
+        return (low + u * (high - low)) ** (1.0 / exponent)
 
 
 @register_dataclass

@@ -51,9 +51,9 @@ def find_initial_weights(
     name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of one of
     the layouts of the network (`diffjax.models.families`). The settings of the network are not
     changed: those of diffusers' DiT differ from those of its authors. What the objective trains
-    beside the network may be missing, the projector of REPA may be left over, and LoRA may be
-    missing; in the layouts of published networks, all that an objective adds, such as the embedding
-    of a second time.
+    beside the network, the embedding of a scale of guidance and LoRA may be missing, and the
+    projector of REPA may be left over; in the layouts of published networks all that an objective
+    adds may be missing, such as the embedding of a second time.
 
     Args:
         named: the folder of a run, `FOLDER:weights`, a file of torch or safetensors, or a folder of
@@ -61,7 +61,8 @@ def find_initial_weights(
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
         setting: the setting that names them, for errors.
         denoiser: the network, whose family knows the authors' names.
-        own_names: of what the objective trains beside the network (`Wired.own_names`).
+        own_names: of what the objective trains beside the network (`Wired.own_names`), or adds to
+            it (`Wired.embedding_names`), which may be missing.
 
     Raises:
         UserError: there is nothing of that name, it is damaged, or a parameter is missing, left
@@ -203,12 +204,25 @@ def _same_extras(found: Any, like: Any, own_names: Collection[str]) -> tuple[Any
     first is; LoRA that is found is not left out.
     """
     like = like if lora_layers(found) else without_lora(like)
-    missing = {name for name in (*own_names, PROJECTOR) if name not in found}
+    here = by_path(found)
+    missing = [n for n in (*own_names, PROJECTOR) if n not in found and n not in here]
     left_over = {PROJECTOR} - like.keys()
     return (
         {name: x for name, x in found.items() if name not in left_over},
-        {name: x for name, x in like.items() if name not in missing},
+        without(like, missing),
     )
+
+
+def without(tree: Any, names: Collection[str]) -> Any:
+    """A tree of parameters without those of these paths, and without what is under them.
+
+    Example:
+        >>> without({"a": {"b": 1, "c": 2}, "d": {"e": 3}}, ("a/b", "d"))
+        {'a': {'c': 2}}
+    """
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    kept = {n: x for n, x in flat.items() if not any(f"{n}/".startswith(f"{s}/") for s in names)}
+    return traverse_util.unflatten_dict(kept, sep="/")
 
 
 def check_same(where: str, found: Any, like: Any) -> None:

@@ -9,7 +9,7 @@ from diffjax.config_upgrade import upgrade
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
-from diffjax.runs.initial import Initial, find_initial_weights, is_run
+from diffjax.runs.initial import Initial, find_initial_weights, is_run, without
 from diffjax.runs.parts import Parts
 from diffjax.spec import TARGET
 from diffjax.training.averages import Averages
@@ -58,6 +58,8 @@ def find_teacher(parts: Parts) -> Initial | None:
     if parts.wired.objective.traits.distils:
         _check_same_denoiser(named, parts)
     like, own_names = parts.abstract.weights(LIVE), parts.wired.own_names
+    if parts.wired.objective.traits.guides_teacher:
+        like = without(like, parts.wired.embedding_names)
     return find_initial_weights(named, like, "config.teacher", parts.denoiser, own_names)
 
 

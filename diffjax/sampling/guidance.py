@@ -63,8 +63,10 @@ class Against:
         needs_null: whether the model of the second prediction has to have seen the null condition
             in training.
         calls: network evaluations for one guided prediction.
+        embedded: whether the scale is an input of the network, and there is no second prediction.
     """
 
+    embedded: ClassVar[bool] = False
     weights: str = ""
     needs_null: bool = False
     calls: ClassVar[int] = 2
@@ -91,6 +93,24 @@ class Against:
         """Why a model of this condition, with these attention layers, can't be guided so."""
         del condition, layers
         return None
+
+
+@dataclass(frozen=True)
+class Embedded(Against):
+    """No second prediction: the network has the scale as an input, and returns what is guided.
+
+    Such networks are distilled, or guided in training (`EmbeddedGuidance`). One evaluation, which
+    the rule sees as both: most rules then return it as it is. Meng et al. 2023 (arXiv:2210.03142).
+    """
+
+    calls: ClassVar[int] = 1
+    embedded: ClassVar[bool] = True
+
+    def __call__(
+        self, models: GuidanceModels, x: Samples, t: PerSample | Intervals, cond: Any
+    ) -> tuple[Pair, Pair]:
+        pair = models.predict(x, t, cond)
+        return pair, pair
 
 
 @dataclass(frozen=True)

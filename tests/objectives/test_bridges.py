@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ from diffjax.process.bridges import Brownian, BrownianBridge, NoBridge, SineSqua
 from diffjax.process.paths import Cosine, Linear, Pair, coeffs, log_snr, mix
 from diffjax.process.precond import Meaning, denoiser
 from diffjax.process.targets import decode, encode
+from diffjax.runs.samples.model import Request
 from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import GuidanceModels, guide
@@ -656,6 +658,43 @@ def test_reflow_from_run_to_run(tmp_path, capsys):
     # A data set of digits has no pairs.
     assert run(train, "--config=configs/digits.py:objective=reflow", "--dry_run") == 2
     assert "needs a source for each training image" in capsys.readouterr().err
+
+
+@pytest.mark.thorough(tenth=False)
+def test_instaflow_from_a_first_run_to_one_step(tmp_path, monkeypatch, capsys):
+    """The commands of docs/examples.md: two trainings, pairs after each, and the third training.
+
+    It begins with the reflowed weights, and draws by one evaluation of what it has learned.
+    """
+    root, weights = Path.cwd(), "--config.weights=live"
+    monkeypatch.chdir(tmp_path)
+    configs, some = f"--config={root}/configs", "--num_pairs=20"
+    reflowed = ["--workdir=runs/reflow", "--config.data.path=first.npz"]
+    last = ["--workdir=runs/insta", "--config.data.path=second.npz"]
+    assert run(train, f"{configs}/digits.py", *TINY, weights, "--workdir=runs/digits") == 0
+    assert run(reflow, "--workdir=runs/digits", some, "--out=first.npz") == 0
+    assert run(train, f"{configs}/digits_reflow.py", *TINY, weights, *reflowed) == 0
+    assert run(reflow, "--workdir=runs/reflow", some, "--num_steps=9", "--out=second.npz") == 0
+    begin = "--config.init_from=runs/reflow:live"
+    assert run(train, f"{configs}/digits_instaflow.py", *TINY, weights, *last, begin) == 0
+
+    old, new = (diffjax.load(f"runs/{name}", weights="live") for name in ("reflow", "insta"))
+    pairs = zip(*(jax.tree.leaves(each.weights("live")) for each in (old, new)), strict=True)
+    moved = max(float(np.abs(one - other).max()) for one, other in pairs)
+    assert 0.0 < moved < 2.01 * new.config.optimizer.learning_rate  # two steps of Adam
+    second, nine = np.load("second.npz"), replace(old.recipe, num_steps=9)
+    made = old.model().sample(nine, Request(second["label"], seed=1))
+    np.testing.assert_allclose(second["image"], made, atol=1e-4)
+    assert new.recipe.nfe == 1
+    capsys.readouterr()
+    out = "--out=one.npz"
+    assert run(sample, "--workdir=runs/insta", "--num_samples=4", "--weights=live", out) == 0
+    drawn = np.load("one.npz")
+    labels = drawn["arr_1"]
+    noise = Request(labels, seed=0).noise((8, 8, 1))
+    end = new.model("live").predict()(noise, jnp.ones(4), jnp.asarray(labels, jnp.int32)).x0
+    shown = drawn["arr_0"][..., :1] / 127.5 - 1.0  # 256 greys
+    np.testing.assert_allclose(shown, np.clip(end, -1.0, 1.0), atol=0.0051)
 
 
 @pytest.mark.thorough

@@ -32,7 +32,7 @@ JOINED = [*choices.WRAPPERS, "adaptive+uncertainty", "none", "none+uncertainty"]
 
 LOSSES = list(choices.LOSSES)
 EACH = {(loss, JOINED[i % len(JOINED)]) for i, loss in enumerate(LOSSES)}
-EACH |= {(loss, "adaptive+uncertainty") for loss in ("denoising", "mean_flow")}
+EACH |= set(product(("denoising", "mean_flow"), ("adaptive+uncertainty", "none+uncertainty")))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from configs import digits
 from diffjax import lookup
 from diffjax.compiling import once
 from diffjax.conditions import Classes
+from diffjax.conditions.guided import split
 from diffjax.objectives.base import Progress
 from diffjax.objectives.distillation.denoisers import GuidanceDistillation, ProgressiveDistillation
 from diffjax.objectives.distillation.latent_consistency import LatentConsistency
 from diffjax.objectives.few_step.consistency import FromTeacher
+from diffjax.objectives.wrappers import EmbeddedGuidance
 from diffjax.process import beta_tables, paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel
 from diffjax.wiring import check_recipe, wire
@@ -29,7 +31,10 @@ STUDENT, TEACHER = 1.3, 0.8
 
 
 def smooth_network(params, x, noise_label, cond, *, key=None):
+    cond, scale = split(cond)
     shift = 0.2 if cond is None else 0.1 * cond[:, None]
+    if scale is not None:
+        shift = shift + 0.05 * scale[:, None]
     return jnp.sin(params * x + 2.0 * noise_label[:, None]) + shift
 
 
@@ -41,11 +46,14 @@ def smooth_in_numpy(params, x, t, shift):
 def loss_and_draws(objective, key):
     progress = Progress(jnp.zeros(()), num_steps=1)
     loss, metrics = objective(smooth_network, STUDENT, TEACHER, key, BATCH, progress)
+    share = jnp.zeros(32)
+    if isinstance(objective, EmbeddedGuidance):
+        scale_key, key = jax.random.split(key)
+        objective, share = objective.objective, jax.random.uniform(scale_key, (32,))
     time_key, noise_key = jax.random.split(key)
     u = objective.uniforms(time_key, 32)
     noised = objective.noised(jnp.full(32, 0.5), noise_key, BATCH)
-    share = jax.random.uniform(jax.random.fold_in(noised.key, 1), (32, 1))
-    return loss, metrics, u, noised.pair.eps, share
+    return loss, metrics, u, noised.pair.eps, share[:, None]
 
 
 def found(objective):
@@ -106,11 +114,15 @@ def test_guidance_is_what_the_student_predicts_alone():
 
 
 def test_a_latent_consistency_model_is_the_same_before_and_after_a_guided_step():
-    """By the betas of Stable Diffusion, whose step number k is at time k/1,000."""
+    """By the betas of Stable Diffusion, whose step number k is at time k/1,000.
+
+    The student has the scale of guidance as an input, and the teacher has not.
+    """
     objective = LatentConsistency(
         TABLE, OF_NOISE, weights.Constant(), times.Uniform(), num_steps=20
     )
-    loss, metrics, u, eps, share = found(objective)
+    loss, metrics, u, eps, share = found(EmbeddedGuidance(objective, 3.0, 15.0))
+    scale = 3.0 + 12.0 * share
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     kept = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
     late = 50 * (np.floor(u * 20).astype(int) + 1)
@@ -129,9 +141,10 @@ def test_a_latent_consistency_model_is_the_same_before_and_after_a_guided_step()
     (a, s), (a_to, s_to) = parts(late), parts(early)
     x, shift = a * BATCH["image"] + s * eps, 0.1 * BATCH["cond"][:, None]
     on, off = (smooth_in_numpy(TEACHER, x, late / 1000, each) for each in (shift, 0.2))
-    noise = on + (2.0 + 12.0 * share) * (on - off)
+    noise = off + scale * (on - off)
     moved = a_to * (x - s * noise) / a + s_to * noise
-    gap = f(STUDENT, x, late, shift) - f(STUDENT, moved, early, shift)
+    own = shift + 0.05 * scale
+    gap = f(STUDENT, x, late, own) - f(STUDENT, moved, early, own)
     expected = (np.sqrt(gap**2 + 1e-6) - 1e-3).mean(axis=1)
     np.testing.assert_allclose(loss, expected, rtol=2e-3, atol=1e-6)
 

@@ -1,13 +1,16 @@
 """A teacher that is another run: read before step 1, not part of the state, named by its hash."""
 
 import json
+from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import register_dataclass
+from safetensors.numpy import save_file
 
 import diffjax
 from configs import digits
@@ -15,10 +18,12 @@ from diffjax import choices
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
+from diffjax.loop.begin import restore_or_init
 from diffjax.objectives.denoising import Denoising, pixel_mean
 from diffjax.objectives.distillation.distribution_matching import DistributionMatching
 from diffjax.runs import workdirs
-from diffjax.runs.initial import weights_sha256
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.initial import by_path, weights_sha256
 from diffjax.runs.setup import set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.spec import spec
@@ -132,6 +137,28 @@ def test_a_denoiser_on_another_path_is_refused_with_both(trained_run):
     message = r"config.path is Linear\(t_min=0.001, t_noise=1.0\), this run's EDM\(.*\): distil "
     with pytest.raises(UserError, match=message):
         find_teacher(set_up(distilling(trained_run), (8, 8, 1), Classes(10)).parts)
+
+
+def test_a_teacher_has_no_embedding_of_the_scale_that_its_student_begins_with(tmp_path):
+    """The student begins with its weights all the same, and the embedding is drawn."""
+    config = distilling(tmp_path / "teacher.safetensors", "objective=guidance,model=dit").unlock()
+    other = digits.get_config("objective=guidance,model=dit")
+    config.model, config.wrappers, config.sampling = other.model, other.wrappers, other.sampling
+    config.model.update(hidden_size=16, depth=1)
+    config.evaluation.solvers, config.init_from = ("heun",), config.teacher
+    setup = set_up(config.lock(), (8, 8, 1), Classes(10))
+    embedding, mine = setup.wired.embedding_names, by_path(setup.abstract.params)
+    theirs = {n: np.full(x.shape, 0.5, x.dtype) for n, x in mine.items() if n not in embedding}
+    save_file(theirs, tmp_path / "teacher.safetensors")
+
+    read: Any = find_teacher(setup.parts)
+    assert by_path(read()[0]).keys() == theirs.keys()
+    with closing(Checkpoints(tmp_path / "checkpoints")) as store:
+        begun = by_path(restore_or_init(setup, store, cast(Any, None))[0].params)
+    assert begun.keys() == mine.keys()
+    for name, leaf in theirs.items():
+        np.testing.assert_array_equal(begun[name], leaf, err_msg=name)
+    assert any(np.any(begun[name]) for name in embedding)
 
 
 def matching(teacher, **changes):

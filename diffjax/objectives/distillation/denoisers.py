@@ -27,9 +27,10 @@ class GuidanceDistillation(Denoising):
         loss = w(t)·mean |net(x_t, t, c) - target(x0, eps)|²
         x0 = x0_T(c) + (scale - 1)·(x0_T(c) - x0_T(no condition)),      and eps likewise
 
-    The scale is fixed: the paper draws it and gives it to the network as a further input, which
-    networks here have not in general. What is distilled is a denoiser like any other, and the
-    teacher of `ProgressiveDistillation`. Meng et al. 2023 (arXiv:2210.03142), section 3.1.
+    With the wrapper `EmbeddedGuidance`, as in the paper, each example has a scale of its own, which
+    the network has as an input; without it the scale is fixed. What is distilled is a denoiser like
+    any other, and the teacher of `ProgressiveDistillation`, with the same wrapper. Meng et al. 2023
+    (arXiv:2210.03142), section 3.1.
 
     Attributes, beside those of `Noising`:
         prediction: the teacher's, with its scale of guidance.
@@ -39,7 +40,7 @@ class GuidanceDistillation(Denoising):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, has_teacher=True, distils=True)
+        return replace(super().traits, has_teacher=True, distils=True, guides_teacher=True)
 
     def __call__(
         self,

@@ -79,6 +79,7 @@ class DistributionMatching(Denoising):
             solver="consistency",
             has_teacher=True,
             distils=True,
+            guides_teacher=True,
             copies=(FAKE_SCORE,),
             network_every=self.every,
         )

@@ -62,6 +62,7 @@ class FlowAnchored(FlowMap):
             forward_mode=self.derivative.forward_mode,
             has_teacher=self.prediction.distils,
             distils=self.prediction.distils,
+            guides_teacher=self.prediction.distils,
         )
 
     def __call__(

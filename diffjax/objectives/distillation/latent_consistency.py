@@ -11,13 +11,10 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import AtLeastOne, NotNegative, Positive
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noising, in_training, pixel_mean
-from diffjax.objectives.few_step.consistency import FromTeacher
+from diffjax.objectives.few_step.consistency import TEACHER, FromTeacher
 from diffjax.process.paths import Scalar, coeffs, mix
 from diffjax.process.precond import Apply, Meaning, denoiser
 from diffjax.shapes import OneKey, PerSample, Samples
-
-GUIDED = FromTeacher(3.0, 15.0)
-"""The scales of the authors' code."""
 
 
 @register_dataclass
@@ -30,24 +27,25 @@ class LatentConsistency(Noising):
         c_skip = sigma_data²/(h² + sigma_data²),  c_out = h/√(h² + sigma_data²)
 
     with t one of the last steps of `num_steps` equal parts of the path, t' one part earlier, and
-    x_t' the teacher's DDIM step from x_t with guidance of a scale that is drawn. So a table of
-    1,000 steps with 50 parts skips k = 20 of them. Luo et al. 2023 (arXiv:2310.04378), algorithm 1;
-    the settings are those of their code for Stable Diffusion.
+    x_t' the teacher's DDIM step from x_t with guidance. So a table of 1,000 steps with 50 parts
+    skips k = 20 of them. Luo et al. 2023 (arXiv:2310.04378), algorithm 1; the settings are those of
+    their code for Stable Diffusion.
 
-    The authors' network has the drawn scale as input, and the target is of an average of the
-    student (0.95). Here the network has no such input and the target is of the student itself, as
-    in their training of LoRA: so the student is of the mean scale.
+    The scale of guidance is drawn, and is an input of the network, by the wrapper
+    `EmbeddedGuidance`; without it the scale is fixed. The authors' target is of an average of the
+    student (0.95). Here it is of the student itself, as in their training of LoRA.
 
     Attributes, beside those of `Noising`, whose times are not used:
         num_steps: parts of the path; 50 in the authors' code.
-        prediction: the teacher's, with the scales of its guidance; 3 to 15 there.
+        prediction: the teacher's, with the scale of its guidance where none is drawn; there scales
+            are drawn from 3 to 15.
         huber: c; 0.001 there. With 0 it is the absolute difference.
         boundary: how fast f leaves x as time begins; 10 per step of 1,000 there.
         sigma_data: 0.5 there.
     """
 
     num_steps: AtLeastOne[int] = field(default=50, metadata={"static": True})
-    prediction: FromTeacher = GUIDED
+    prediction: FromTeacher = TEACHER
     huber: NotNegative[Scalar] = 0.001
     boundary: Positive[Scalar] = 10_000.0
     sigma_data: Positive[Scalar] = 0.5
@@ -60,6 +58,7 @@ class LatentConsistency(Noising):
             solver="consistency",
             has_teacher=True,
             distils=True,
+            guides_teacher=True,
         )
 
     def __call__(

@@ -59,6 +59,7 @@ class ScoreRegularised(ContinuousConsistency):
             super().traits,
             has_teacher=True,
             distils=True,
+            guides_teacher=True,
             copies=other.copies,
             network_every=other.network_every,
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.conditions.guided import split
 from diffjax.kinds import AtLeastOne, NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised, Noising, in_training
@@ -169,27 +170,26 @@ class FromTeacher:
         x0 + (scale - 1)·(x0 - x0(no condition)), and the noise that mixes with it to x_t
 
     The teacher is `config.teacher`, a run or a file with the same network, target and path. LCM,
-    Luo et al. 2023 (arXiv:2310.04378), equation 14.
+    Luo et al. 2023 (arXiv:2310.04378), equation 14. With the wrapper `EmbeddedGuidance` the scale
+    is that of each example, which the student has as an input and the teacher has not.
 
     Attributes:
-        guidance_scale: 1 is no guidance; the distilled model then needs none.
-        highest_scale: scales are drawn evenly between `guidance_scale` and this one; 0 draws none.
+        guidance_scale: 1 is no guidance; the distilled model then needs none. Without effect where
+            each example has its own.
     """
 
     distils = True
 
     guidance_scale: Positive[float] = field(default=1.0, metadata={"static": True})
-    highest_scale: NotNegative[float] = field(default=0.0, metadata={"static": True})
 
     def __call__(self, teacher: Predict, noised: Noised, x_t: Samples, t: PerSample) -> Pair:
-        pair = teacher(x_t, t, noised.cond)
-        if self.guidance_scale != 1.0 or self.highest_scale:
+        cond, scale = split(noised.cond)
+        pair = teacher(x_t, t, cond)
+        if scale is not None or self.guidance_scale != 1.0:
             other = teacher(x_t, t, None)
             more: Any = self.guidance_scale - 1.0
-            if self.highest_scale:
-                shape = (len(x_t),) + (1,) * (x_t.ndim - 1)
-                share = jax.random.uniform(jax.random.fold_in(noised.key, 1), shape)
-                more = more + share * (self.highest_scale - self.guidance_scale)
+            if scale is not None:
+                more = jnp.reshape(scale - 1.0, (-1,) + (1,) * (x_t.ndim - 1))
             pair = jax.tree.map(lambda on, off: on + more * (on - off), pair, other)
         return jax.lax.stop_gradient(pair)
 
@@ -236,6 +236,7 @@ class Consistency(Noising):
             solver="consistency",
             has_teacher=self.averaged_target or self.prediction.distils,
             distils=self.prediction.distils,
+            guides_teacher=self.prediction.distils,
         )
 
     def __call__(

@@ -65,6 +65,7 @@ class ContinuousConsistency(Noising):
             solver="consistency",
             has_teacher=self.prediction.distils,
             distils=self.prediction.distils,
+            guides_teacher=self.prediction.distils,
         )
 
     def __call__(

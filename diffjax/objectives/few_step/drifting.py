@@ -10,6 +10,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
+from diffjax.conditions.guided import split
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne
 from diffjax.objectives.base import Batch, Progress, Traits, check_others
@@ -52,16 +53,16 @@ class Drifting(Noising):
     1)·p(x)`.
 
     Deng et al. 2026 (arXiv:2602.04770) and their code, for each image of whose batch 64 samples are
-    generated, 64 images of its class and 32 of all classes come from a memory of earlier batches,
-    and a scale of guidance is drawn, which the network has as input. Here images and samples are
-    those of the batch. Their best features are a masked autoencoder's, at several depths and
-    places.
+    generated, 64 images of its class and 32 of all classes come from a memory of earlier batches.
+    Here images and samples are those of the batch. As there, each example can have a scale of
+    guidance of its own, which the network has as an input (the wrapper `EmbeddedGuidance`). Their
+    best features are a masked autoencoder's, at several depths and places.
 
     Attributes, beside those of `Noising`, of which `times` and `weight` have no effect here:
         features: φ, `Pixels` or any differentiable function.
         temperatures: of the kernel; the fields are normalised and added.
         generated: samples for each example of the batch.
-        guidance_scale: 1 is no guidance.
+        guidance_scale: 1 is no guidance; without effect where each example has its own.
     """
 
     features: Features = Pixels()
@@ -109,8 +110,10 @@ class Drifting(Noising):
 
     def others(self, cond: Any, of_images: Any) -> "Others":
         """Which generated samples and images each sample drifts from and to."""
+        (cond, drawn), (of_images, _) = split(cond), split(of_images)
         samples, images = same_rows(cond, cond), same_rows(cond, of_images)
-        share = (self.guidance_scale - 1.0) / images.shape[1]
+        scale = self.guidance_scale if drawn is None else drawn[:, None]
+        share = (scale - 1.0) / images.shape[1]
         among_away = share * (jnp.sum(samples, axis=1, keepdims=True) - 1.0)
         return Others(samples, jnp.broadcast_to(among_away, images.shape), images)
 

@@ -11,6 +11,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
+from diffjax.conditions.guided import null_of, split
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative, Positive, Probability, Range
 from diffjax.objectives.base import Batch, Progress, Traits
@@ -145,9 +146,15 @@ class GuidedFlowMap(FlowMap):
     training. (The authors' code gives examples whose condition is dropped the plain v; here they
     have the same mean.) Geng et al. 2025 (arXiv:2505.13447), equation 21.
 
+    With the wrapper `EmbeddedGuidance` the scale w is that of each example, an input of the
+    network, and `kappa = 1 - omega/w`: the flow map is that of the flow guided with w. v(x_t) is at
+    the scale 1. (Improved MeanFlow's network also has the interval of guided times as inputs.) Geng
+    et al. 2025 (arXiv:2512.02012), section 4.3.
+
     Attributes, beside those of `FlowMap`:
         omega: the share of the data's velocity in the guided one; 1 without guidance.
-        kappa: share of the network's velocity with the condition.
+        kappa: share of the network's velocity with the condition; without effect where each
+            example has a scale.
         guided_below: largest time at which there is guidance.
         guided_above: smallest one; 0.4 with `guided_below=0.65` in improved MeanFlow's B/2.
     """
@@ -160,7 +167,11 @@ class GuidedFlowMap(FlowMap):
     def guided(self, apply: Apply, params: Any, noised: Noised, t: PerSample) -> Samples:
         """The conditional velocity of each example, `[B, …]`, with guidance where it is on."""
         velocity = self.velocity_of(noised)
-        if self.omega == 1.0 and not self.kappa:
+        _, scale = split(noised.cond)
+        kappa: Any = self.kappa
+        if scale is not None:
+            kappa = 1.0 - self.omega / jnp.reshape(scale, (-1,) + (1,) * (velocity.ndim - 1))
+        elif self.omega == 1.0 and not kappa:
             return velocity
         precond = self.precond_for(noised.source)
         inputs = interval_inputs(self.path, precond, noised.x_t, t, t)
@@ -172,9 +183,9 @@ class GuidedFlowMap(FlowMap):
 
         channels = noised.x_t.shape[-1]
 
-        guided = self.omega * velocity + (1.0 - self.omega - self.kappa) * own(None)
-        if self.kappa:
-            guided = guided + self.kappa * own(noised.cond)
+        guided = self.omega * velocity + (1.0 - self.omega - kappa) * own(null_of(noised.cond))
+        if scale is not None or kappa:
+            guided = guided + kappa * own(noised.cond)
         inside = (self.guided_above <= t) & (t <= self.guided_below)
         inside = jnp.reshape(inside, (-1,) + (1,) * (velocity.ndim - 1))
         return jax.lax.stop_gradient(jnp.where(inside, guided, velocity))

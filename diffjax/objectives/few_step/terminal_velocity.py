@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.conditions.guided import null_of, split
 from diffjax.kinds import Positive
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import pixel_mean
@@ -39,13 +40,15 @@ class TerminalVelocity(AverageVelocity):
     training: without one the mean stays what it was.
 
     Zhou, Parger, Haque & Song 2025 (arXiv:2511.19797) and their code, which draws s' apart. Theirs
-    also divides the losses by the square of the scale, multiplies the network by it, and can draw
-    a scale for each example, which the network then has as input.
+    also divides the losses by the square of the scale, and multiplies the network by it. As there,
+    each example can have a scale of its own, which the network has as an input (the wrapper
+    `EmbeddedGuidance`).
 
     Attributes, beside those of `Noising`, whose times are s and s':
         lengths: the density of `t - s`, of which logit(length) ~ N(-0.8, 1) in the paper.
         derivative: how ∂X/∂s is computed, `Exact` or `CentralDifference`.
         guidance_scale: 1 is no guidance; 2 in the authors' config for one step on ImageNet-256.
+            Without effect where each example has its own.
     """
 
     lengths: Times = LENGTHS
@@ -77,10 +80,15 @@ class TerminalVelocity(AverageVelocity):
         there = jax.lax.stop_gradient(teacher(end, s, s))
         terminal = self.squares(noised, motion - there)
         velocity = self.velocity_of(at_here)
-        if self.guidance_scale != 1.0:
-            weak = self.average(apply, teacher_params, at_here._replace(cond=None))
+        _, drawn = split(noised.cond)
+        if drawn is not None or self.guidance_scale != 1.0:
+            null = null_of(noised.cond)
+            weak = self.average(apply, teacher_params, at_here._replace(cond=null))
             weak = jax.lax.stop_gradient(weak(at_here.x_t, here, here))
-            velocity = self.guidance_scale * velocity + (1.0 - self.guidance_scale) * weak
+            scale: Any = self.guidance_scale
+            if drawn is not None:
+                scale = jnp.reshape(drawn, (-1,) + (1,) * (velocity.ndim - 1))
+            velocity = scale * velocity + (1.0 - scale) * weak
         matching = self.squares(at_here, average(at_here.x_t, here, here) - velocity)
         return pixel_mean(terminal + matching), self.metrics(noised, s)
 

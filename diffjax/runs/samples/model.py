@@ -567,7 +567,7 @@ class Model:
     def _plan(self, recipe: Recipe) -> tuple[_Plan, _Weights]:
         """What is compiled for a recipe, and the numbers that it is called with."""
         weaker = self.weaker(recipe)
-        scale = None if recipe.calls == 1 else jnp.float32(recipe.guidance_scale)
+        scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
         against, other = recipe.against, None
         if recipe.calls > 1:
             against, other = against.parsed(self.wired.condition)
@@ -610,8 +610,9 @@ def start(objective: Objective, recipe: Recipe, noise: Array, source: Array | No
 
 def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) -> Predict:
     weaker = plan.weaker and plan.weaker.wired.predict(weights.weaker, source)
-    models = wired.models(weights.params, source, weaker, weights.other)
     recipe = plan.recipe
+    own = weights.scale if recipe.against.embedded else None
+    models = wired.models(weights.params, source, weaker, weights.other, own)
     predict = guide(models, wired.path, recipe.guidance, weights.scale, recipe.against)
     return predict if plan.change is None else plan.change(predict)
 
