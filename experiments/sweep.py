@@ -297,7 +297,7 @@ def checked(sweep: Sweep, most: int) -> Planned:
     # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with (
-        progress(f"building and checking {cells} cells"),
+        progress(f"building and checking {cells} cell{'s'[: cells > 1]}"),
         ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool,
     ):
         planned = pool.submit(plan_cells, sweep, most)

@@ -102,16 +102,14 @@ def progress_table(cells: Sequence[Row], height: int | None = None) -> str:
         text.append("  ".join([*cut, row.note if row else ""]).rstrip())
     if len(shown) < len(cells):
         text.append(f"… {len(cells) - len(shown)} more")
-    counts = Counter(row.state for row in cells)
-    text.append(", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]))
-    return "\n".join(text)
+    return "\n".join([*text, _counts(cells)])
 
 
 class Live:
     """Shows the progress of a sweep: a table on a terminal, else lines.
 
-    Without a terminal each change of state is a line, and every ten seconds what runs has one,
-    with what it does, if that has changed.
+    Without a terminal each change of state is a line, and every ten seconds each running cell has
+    one, with what it does, if that has changed. While none runs, the line counts cells by state.
 
     Args:
         folder: the sweep's folder.
@@ -155,10 +153,20 @@ class Live:
                 self._stream.write(_line(row) + "\n")
                 self._printed[row.name] = row
                 self._next_lines = time.monotonic() + _LINE_SECONDS
+        states = {row.state for row in cells}
+        idle = states & {"waiting", "stopped"} and "running" not in states
+        if idle and time.monotonic() >= self._next_lines:
+            self._stream.write(f"no cell is running: {_counts(cells)}\n")
+            self._next_lines = time.monotonic() + _LINE_SECONDS
         self._stream.flush()
 
 
 _ORDER = ("running", "failed", "stopped", "waiting", "done")
+
+
+def _counts(cells: Sequence[Row]) -> str:
+    counts = Counter(row.state for row in cells)
+    return ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
 
 
 def _line(row: Row) -> str:

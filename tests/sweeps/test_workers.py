@@ -392,6 +392,19 @@ def test_what_a_running_cell_does_is_a_line_every_ten_seconds(tmp_path, monkeypa
     ]
 
 
+def test_a_sweep_without_a_worker_is_not_silent(tmp_path, monkeypatch, capsys):
+    folder, at = begun(tmp_path, ("a", "done"), ("b", "waiting"), ("c", "waiting")), [0]
+    monkeypatch.setattr("diffjax.sweeps.live.time", SimpleNamespace(monotonic=lambda: at[0]))
+    live = Live(folder)
+    for second in (0, 4, 8, 12):
+        at[0] = second
+        live.draw()
+    assert capsys.readouterr().err.splitlines() == [
+        "a: done, 01:05",
+        "no cell is running: 2 waiting, 1 done",
+    ]
+
+
 SWEEP = """
 from diffjax.sweeps.sweep import Sweep
 
