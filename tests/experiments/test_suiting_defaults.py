@@ -3,7 +3,7 @@
 import pytest
 
 from configs import digits, fashion_mnist
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.runs.samples.recipes import name_in
 from diffjax.spec import TARGET
 from experiments.train import note_on_loss
@@ -54,3 +54,12 @@ def test_samples_are_drawn_as_suits_the_path_and_what_is_predicted(objective, re
 def test_what_needs_many_more_steps_says_so():
     for objective, slow in {"mean_flow": 0, "tvm": 1, "drifting": 1, "ict": 1}.items():
         assert len(note_on_loss(digits.get_config(f"objective={objective}"))) == slow, objective
+
+
+@pytest.mark.parametrize("name", ["captions", "digits_small", "emoji"])
+def test_a_config_with_its_own_guidance_has_none_for_a_model_of_few_steps(name):
+    """Guidance combines posterior means, which a consistency model does not predict."""
+    assert config_files.load(name).sampling.guidance_scale > 1
+    few = config_files.load(f"{name}:objective=cd")
+    assert (few.sampling.guidance_scale, few.sampling.num_steps) == (1.0, 2)
+    assert few.evaluation.num_steps == (1, 2, 4)
