@@ -90,8 +90,8 @@ class Callbacks:
             except (AttributeError, TypeError, ValueError):
                 name = getattr(callback, "__name__", "a callback")
                 raise UserError(
-                    f"{name} returned {found!r} at step {step}: a callback returns None, or numbers "
-                    'by name, as {"mine/number": 0.5}'
+                    f"{name} returned {found!r} at step {step}: a callback returns None, or "
+                    'numbers by name, as {"mine/number": 0.5}'
                 ) from None
             if named:
                 writer.write(step, named)
