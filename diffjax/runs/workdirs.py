@@ -444,8 +444,8 @@ def _runs_near(workdir: Path) -> str:
     """The end of an error: the runs inside a folder, or the nearest one beside it."""
     inside = workdir.is_dir()
     folder = workdir if inside else workdir.parent
-    runs = [file.parent.as_posix() for file in folder.glob(f"*/{CONFIG}")]
-    return f"; {nearest('' if inside else workdir.as_posix(), runs)}" if runs else ""
+    runs = [file.parent.name for file in folder.glob(f"*/{CONFIG}")]
+    return f"; {nearest('' if inside else workdir.name, runs)}" if runs else ""
 
 
 def _spec_of(part: Condition | Codec) -> dict[str, Any]:
