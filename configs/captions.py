@@ -36,8 +36,8 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="dit",
         optimizer=spec(descent, learning_rate=2e-4),
+        guidance_scale=3.0,
     )
     config.num_steps = 100_000
     config.batch_size = 64
-    config.sampling.guidance_scale = 3.0
     return config

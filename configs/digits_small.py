@@ -28,13 +28,13 @@ def get_config(arguments: str = "") -> ConfigDict:
         },
         model="dit",
         optimizer=spec(descent, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
+        guidance_scale=1.5,
+        num_steps=9,
+        evaluated_steps=(2, 5, 9),
     )
     config.num_steps = 1_200
     config.ema_decays = (0.99, 0.999)
-    config.sampling.num_steps = 9
-    config.sampling.guidance_scale = 1.5
     config.log_every_steps = 50
     config.sample_every_steps = 200
     config.checkpoint_every_steps = 400
-    config.evaluation.num_steps = (2, 5, 9)
     return config

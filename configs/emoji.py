@@ -50,19 +50,19 @@ def get_config(arguments: str = "") -> ConfigDict:
             rule=spec(AdamW, b2=0.99),
             schedule=spec(Cosine, final_fraction=0.05),
         ),
+        guidance_scale=3.0,
+        num_steps=16,
+        evaluated_steps=(16,),
     )
     config.data.normalisation = "channels"
     config.num_steps = 10_000
     config.batch_size = 32
     config.ema_decays = (0.998,)
     config.weights = "ema-0.998"
-    config.sampling.num_steps = 16
-    config.sampling.guidance_scale = 3.0
     config.log_every_steps = 50
     config.sample_every_steps = 5_000
     config.sample_images = 32
     config.checkpoint_every_steps = 250
     config.evaluation.num_samples = 96
     config.evaluation.batch_size = 96
-    config.evaluation.num_steps = (16,)
     return config

@@ -26,6 +26,7 @@ from diffjax import choices
 from diffjax.conditions import Classes, Unconditional
 from diffjax.conditions.masked_images import NO_LATENT, nearest
 from diffjax.errors import UserError
+from diffjax.host.progress import progress
 from diffjax.reports.pictures import image_grid
 from diffjax.runs.load import Run
 from diffjax.runs.samples.model import Model, Request
@@ -74,8 +75,10 @@ _FONTS = ["system-ui", "sans-serif"]
 def main(args: SimpleNamespace) -> None:
     """Serves the page until Ctrl-C."""
     run = published.opened(args, args.weights)
-    demo = page(run, run.model(args.weights))
-    print(f"open {serve(demo, args.host, args.port)} (Ctrl-C ends it)", flush=True)
+    with progress("importing gradio and making the page"):
+        demo = page(run, run.model(args.weights))
+        address = serve(demo, args.host, args.port)
+    print(f"open {address} (Ctrl-C ends it)", flush=True)
     try:
         threading.Event().wait()
     finally:

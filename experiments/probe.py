@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from diffjax.host.progress import progress
 from diffjax.runs.measuring.probe import probe_run
 from experiments.flags import cli
 
@@ -31,15 +30,14 @@ def main(args: SimpleNamespace) -> None:
     """Probes the run and prints the path of the file."""
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
-    with progress(f"probing {args.workdir}"):
-        path = probe_run(
-            Path(args.workdir),
-            num_images=args.num_images,
-            seed=args.seed,
-            data_path=args.data_path,
-            out=args.out,
-            allowed_packages=allowed,
-        )
+    path = probe_run(
+        Path(args.workdir),
+        num_images=args.num_images,
+        seed=args.seed,
+        data_path=args.data_path,
+        out=args.out,
+        allowed_packages=allowed,
+    )
     print(path)
 
 

@@ -162,13 +162,21 @@ def train_sweep(
 ) -> int:
     """Checks and trains all cells of a sweep, and concludes; returns the exit status."""
     planned = checked(sweep, args.ensemble)
-    for name, reason in planned.left_out.items():
-        print(f"left out: {name}: {reason}", file=sys.stderr)
+    print_left_out(planned)
     if args.dry_run or not planned.cells:
         print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in planned.cells))
         return 0 if planned.cells else 2
     train_planned(args, sweep, workdir, planned, facts)
     return conclude(sweep, planned.cells, workdir)
+
+
+def print_left_out(planned: Planned) -> None:
+    """Prints each reason with the cells that it leaves out."""
+    names: dict[str, list[str]] = {}
+    for name, reason in planned.left_out.items():
+        names.setdefault(reason, []).append(name)
+    for reason, cells in names.items():
+        print(f"left out: {', '.join(cells)}: {reason}", file=sys.stderr)
 
 
 def train_planned(
@@ -262,8 +270,7 @@ def search_adaptively(
         if not new:
             break
         tried = [*tried, *new]
-    for name, reason in planned.left_out.items():
-        print(f"left out: {name}: {reason}", file=sys.stderr)
+    print_left_out(planned)
     return conclude(sweep, planned.cells, workdir), results
 
 
@@ -290,7 +297,7 @@ def checked(sweep: Sweep, most: int) -> Planned:
     # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with (
-        progress(f"building and checking {cells} cells"),
+        progress(f"building and checking {cells} cell{'s'[: cells > 1]}"),
         ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool,
     ):
         planned = pool.submit(plan_cells, sweep, most)

@@ -308,11 +308,12 @@ def headline(workdir: Path) -> str:
     result = read_json(path) or {}
     try:
         distance, accuracy = result["frechet_distance"], result["accuracy"]
+        floor = distance["floor"]  # none where there are no test images
+        of_real = "" if floor is None else f" (floor {three_digits(floor)})"
         recognised = "" if accuracy is None else f"{percent(accuracy)} recognised as their label, "
         return (
             f"{result['num_samples']:,} samples: {recognised}"
-            f"Fréchet distance {three_digits(distance['value'])} "
-            f"(floor {three_digits(distance['floor'])}), "
+            f"Fréchet distance {three_digits(distance['value'])}{of_real}, "
             f"{result['sampling']['nfe']} network evaluations per sample"
         )
     except (LookupError, TypeError, ValueError) as error:

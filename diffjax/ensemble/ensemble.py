@@ -22,7 +22,7 @@ from diffjax.ensemble.members import (
     unstacker,
 )
 from diffjax.errors import UserError
-from diffjax.host.interrupts import Interrupted, stop_signals, stopped_at
+from diffjax.host.interrupts import Interrupted, stop_at_once, stop_signals, stopped_at
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.progress import progress
@@ -250,7 +250,12 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
     members = members_of([member.setup for member in group])
     began = time.perf_counter()
     states = stack(members, [member.state for member in group])
-    with progress(f"compiling the training step of {len(group)} members"):
+    stopped = (
+        f"stopped while compiling, at step {start_step} of {num_steps}; the same command goes on "
+        "from there"
+    )
+    what = f"compiling the training step of {len(group)} members"
+    with stop_at_once(stopped), progress(what):
         take_step, state_of = compile_steps(members, states), unstacker(members)
     _share_seconds(group, compile_seconds=time.perf_counter() - began)
     if start_step == 0:
@@ -278,10 +283,11 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
     try:
         for member, recorder in zip(group, recorders, strict=True):
             recorder.save(member.state)
-            recorder.draw_beginning(member.state)
-            member.state = None  # It is part of the stacked states; frees the memory.
         if training.should_stop():
             raise Interrupted(stopped_at(start_step, num_steps, folders()))
+        for member, recorder in zip(group, recorders, strict=True):
+            recorder.draw_beginning(member.state)
+            member.state = None  # It is part of the stacked states; frees the memory.
         with prefetched(member_batches(members, training.dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
                 begun(step)

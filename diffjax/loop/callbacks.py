@@ -26,6 +26,11 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
         diffjax.errors.UserError: callbacks[1] is called as callback(step, run, numbers): it takes \
 other arguments
     """
+    if callable(callbacks):
+        name = getattr(callbacks, "__name__", "function")
+        raise UserError(
+            f"callbacks={name} is a function: give a tuple of them, callbacks=({name},)"
+        )
     if not isinstance(callbacks, Sequence):
         raise UserError(f"callbacks={callbacks!r}: it is a tuple of functions (step, run, numbers)")
     for place, callback in enumerate(callbacks):
@@ -70,9 +75,23 @@ class Callbacks:
         return step in self._lines
 
     def call(self, step: int, run: Run, writer: Writer) -> None:
-        """Calls all functions with a step's numbers, and writes the numbers that they return."""
+        """Calls all functions with a step's numbers, and writes the numbers that they return.
+
+        Raises:
+            UserError: one returned something else.
+        """
         numbers = self._lines.pop(step)
         for callback in self._callbacks:
             found = callback(step, run, dict(numbers))
-            if found:
-                writer.write(step, found)
+            if found is None:
+                continue
+            try:
+                named = {str(name): float(value) for name, value in found.items()}
+            except (AttributeError, TypeError, ValueError):
+                name = getattr(callback, "__name__", "a callback")
+                raise UserError(
+                    f"{name} returned {found!r} at step {step}: a callback returns None, or "
+                    'numbers by name, as {"mine/number": 0.5}'
+                ) from None
+            if named:
+                writer.write(step, named)

@@ -22,7 +22,7 @@ from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition, of_classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import DataSet
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.evaluation.tables import is_number
 from diffjax.host.files import clear_unfinished, write_whole
 from diffjax.host.processes import is_first
@@ -399,7 +399,9 @@ def read_parts(
     try:
         text = (workdir / CONFIG).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"there is no run in {workdir}: {CONFIG}: {error.strerror}") from error
+        raise UserError(
+            f"there is no run in {workdir}: {CONFIG}: {error.strerror}{_runs_near(workdir)}"
+        ) from error
     except ValueError as error:
         raise UserError(f"{workdir / CONFIG} is no text ({error}): restore it") from error
     written = read_json(workdir / CONFIG) or {}
@@ -436,6 +438,14 @@ def read_parts(
         return build_parts(
             config, tuple(data["image_shape"]), condition, mesh or make_mesh(), codec
         )
+
+
+def _runs_near(workdir: Path) -> str:
+    """The end of an error: the runs inside a folder, or the nearest one beside it."""
+    inside = workdir.is_dir()
+    folder = workdir if inside else workdir.parent
+    runs = [file.parent.name for file in folder.glob(f"*/{CONFIG}")]
+    return f"; {nearest('' if inside else workdir.name, runs)}" if runs else ""
 
 
 def _spec_of(part: Condition | Codec) -> dict[str, Any]:

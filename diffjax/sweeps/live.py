@@ -18,10 +18,11 @@ from diffjax.errors import UserError
 from diffjax.evaluation.tables import three_digits
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
-from diffjax.sweeps.worker import busy
+from diffjax.sweeps.worker import OUTPUT, busy
 
 _TAIL_BYTES = 1 << 16
 _REDRAW_SECONDS = 2.0
+_LINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Row:
         loss: loss at that step; None before the first.
         distance: Fréchet distance; None until it is evaluated.
         seconds: total seconds of all its attempts that were recorded.
-        error: error message if it failed.
+        note: the error of a cell that failed; the last line of output of one that runs.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Row:
     loss: float | None
     distance: float | None
     seconds: float
-    error: str
+    note: str
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -98,16 +99,17 @@ def progress_table(cells: Sequence[Row], height: int | None = None) -> str:
             word.ljust(width) if i < 2 else word.rjust(width)
             for i, (word, width) in enumerate(zip(line, widths, strict=True))
         ]
-        text.append("  ".join([*cut, row.error if row else ""]).rstrip())
+        text.append("  ".join([*cut, row.note if row else ""]).rstrip())
     if len(shown) < len(cells):
         text.append(f"… {len(cells) - len(shown)} more")
-    counts = Counter(row.state for row in cells)
-    text.append(", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]))
-    return "\n".join(text)
+    return "\n".join([*text, _counts(cells)])
 
 
 class Live:
-    """Shows the progress of a sweep: a table on a terminal, else one line for each change.
+    """Shows the progress of a sweep: a table on a terminal, else lines.
+
+    Without a terminal each change of state is a line, and every ten seconds each running cell has
+    one, with what it does, if that has changed. While none runs, the line counts cells by state.
 
     Args:
         folder: the sweep's folder.
@@ -117,8 +119,9 @@ class Live:
     def __init__(self, folder: Path, stream: TextIO | None = None):
         self._folder, self._stream = folder, stream or sys.stderr
         self._drawn = 0
-        self._states: dict[str, str] = {}
+        self._printed: dict[str, Row] = {}
         self._next = 0.0
+        self._next_lines = 0.0
 
     def draw(self, *, now: bool = False) -> None:
         """Updates the display, at most every two seconds unless `now` is True."""
@@ -141,14 +144,29 @@ class Live:
         self._drawn = len(lines)
 
     def _print_changes(self, cells: Sequence[Row]) -> None:
+        again = time.monotonic() >= self._next_lines
         for row in cells:
-            if self._states.get(row.name, "waiting") != row.state:
+            before = self._printed.get(row.name)
+            changed = row.state != (before.state if before else "waiting")
+            runs_on = before is not None and (row.step, row.note) != (before.step, before.note)
+            if changed or (again and runs_on and row.state == "running"):
                 self._stream.write(_line(row) + "\n")
-                self._states[row.name] = row.state
+                self._printed[row.name] = row
+                self._next_lines = time.monotonic() + _LINE_SECONDS
+        states = {row.state for row in cells}
+        idle = states & {"waiting", "stopped"} and "running" not in states
+        if idle and time.monotonic() >= self._next_lines:
+            self._stream.write(f"no cell is running: {_counts(cells)}\n")
+            self._next_lines = time.monotonic() + _LINE_SECONDS
         self._stream.flush()
 
 
 _ORDER = ("running", "failed", "stopped", "waiting", "done")
+
+
+def _counts(cells: Sequence[Row]) -> str:
+    counts = Counter(row.state for row in cells)
+    return ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
 
 
 def _line(row: Row) -> str:
@@ -159,7 +177,7 @@ def _line(row: Row) -> str:
         parts.append(f"Fréchet distance {three_digits(row.distance)}")
     if row.state in ("done", "failed"):
         parts.append(tqdm.format_interval(round(row.seconds)))
-    return ", ".join(parts) + (f": {row.error}" if row.error else "")
+    return ", ".join(parts) + (f": {row.note}" if row.note else "")
 
 
 def _row(name: str, num_steps: int | None, workdir: Path) -> Row:
@@ -175,6 +193,7 @@ def _row(name: str, num_steps: int | None, workdir: Path) -> Row:
     last = _last_record(workdir / workdirs.METRICS)
     evaluation = read_json(workdir / workdirs.EVALUATION) if state == "done" else None
     entry = (evaluation or {}).get("frechet_distance")
+    note = {"failed": status.get("error", ""), "running": _last_line(workdir / OUTPUT)}
     return Row(
         name=name,
         state=state,
@@ -183,23 +202,33 @@ def _row(name: str, num_steps: int | None, workdir: Path) -> Row:
         loss=float(last["loss"]) if "loss" in last else None,
         distance=entry.get("value") if isinstance(entry, dict) else None,
         seconds=seconds,
-        error=status.get("error", "") if state == "failed" else "",
+        note=note.get(state, ""),
     )
 
 
+def _last_line(path: Path) -> str:
+    """The last line of a text file that is not empty; "" if there is none."""
+    lines = [line.strip() for line in _tail(path).decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")
+
+
 def _last_record(path: Path) -> dict[str, Any]:
-    """The last complete record of a metrics file; only the end of the file is read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(file.tell() - _TAIL_BYTES, 0))
-            lines = file.read().splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines):
+    """The last complete record of a metrics file."""
+    for line in reversed(_tail(path).splitlines()):
         try:
             record = json.loads(line)
         except ValueError:
             continue
         return record if isinstance(record, dict) else {}
     return {}
+
+
+def _tail(path: Path) -> bytes:
+    """The end of a file, which may be long; nothing if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - _TAIL_BYTES, 0))
+            return file.read()
+    except OSError:
+        return b""

@@ -393,7 +393,9 @@ def _read(
     except flags.Error as error:
         # absl wraps the exception of a parser and adds the name of the flag again.
         inner = error.__context__
-        raise UserError(str(inner if isinstance(inner, UserError) else error)) from error
+        raise UserError(
+            str(inner) if isinstance(inner, UserError) else _readable(str(error), parsed)
+        ) from error
     for name in parsed:
         value = parsed[name].value
         config_files.check_size(f"--{name}", value)
@@ -403,6 +405,17 @@ def _read(
     if len(rest) > 1 and not known_only:
         raise UserError(f"unexpected argument {rest[1]!r}; every argument is --flag=value")
     return parsed
+
+
+def _readable(message: str, flag_values: flags.FlagValues) -> str:
+    """A message of absl, where it would quote those of Python's `int`, `float` and `bool`."""
+    quoted = r"flag --(\w+)=(.*): (?:invalid literal|could not convert|\('Non-boolean).*"
+    found = re.fullmatch(quoted, message, re.DOTALL)
+    if found is None:
+        return message
+    name, text = found.groups()
+    kind = flag_values[name].parser.syntactic_help or "true or false"
+    return f"flag --{name}={text}: {text!r} is not {kind}"
 
 
 class _SettingParser(flags.ArgumentParser):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop import loop
+from diffjax.loop.recorder import Recorder
 from diffjax.process import weights
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -293,6 +295,20 @@ def stopped(tmp_path_factory):
         with pytest.raises(Interrupted, match=r"stopped at step 3 of 6 and saved in .*/a, .*/b;"):
             train_together(configs(TINY, RUNS), folders)
     return folders
+
+
+@pytest.mark.thorough(tenth=False)
+def test_a_stop_before_the_first_step_saves_all_and_draws_nothing(tmp_path, monkeypatch):
+    """A run that begins with trained weights would have a picture of step 0."""
+    folders = [tmp_path / name for name in "ab"]
+    on_one_device(monkeypatch)
+    monkeypatch.setattr(ensemble, "stop_signals", lambda: nullcontext(lambda: True))
+    monkeypatch.setattr(ensemble, "compile_steps", lambda *_: pytest.fail)  # which no step calls
+    monkeypatch.setattr(ensemble, "train_flops", lambda _: 0)
+    monkeypatch.setattr(Recorder, "draw_beginning", lambda *_: pytest.fail("it draws"))
+    with pytest.raises(Interrupted, match=r"stopped at step 0 of 6 and saved in .*/a, .*/b;"):
+        train_together(configs(TINY, RUNS), folders)
+    assert [int(arrays_of(folder)["step"]) for folder in folders] == [0, 0]
 
 
 @pytest.fixture

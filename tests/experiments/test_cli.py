@@ -194,6 +194,7 @@ def test_a_script_without_config():
         ([DIGITS, "--num_samples=4294967297"], "--num_samples=4294967297 is out of range: at most"),
         ([DIGITS, "--config.num_steps=-4294967297"], "config.num_steps=-4294967297 is out of"),
         ([DIGITS, "--scale=nan"], "--scale needs a finite number, not nan"),
+        ([DIGITS, "--scale=big"], "flag --scale=big: 'big' is not a number"),
         ([DIGITS, "--weights=emma"], "<ema|live>"),
         ([DIGITS, "runs/a"], "unexpected argument 'runs/a'"),
     ],

@@ -4,8 +4,10 @@ import io
 import shutil
 import socket
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,21 @@ def test_a_latent_is_filled_where_its_first_pixel_is_drawn_on_as_in_edits():
     layer[1:4, 1:4, 3] = 255
     with pytest.raises(UserError, match="no latent pixel is made anew"):
         gallery.known_part(model, drawn(white, Image.fromarray(layer)), gallery.DRAWN)
+
+
+def test_importing_and_making_the_page_are_announced(monkeypatch):
+    """Where Gradio is imported for the first time, they take longer than five seconds."""
+    done: list[Any] = []
+    run = SimpleNamespace(model=lambda weights: "model")
+    demo = SimpleNamespace(close=lambda verbose: done.append("closed"))
+    ended = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))
+    monkeypatch.setattr(gallery, "progress", lambda what: nullcontext(done.append(what)))
+    monkeypatch.setattr(gallery.published, "opened", lambda args, weights: run)
+    monkeypatch.setattr(gallery, "page", lambda run, model: demo)
+    monkeypatch.setattr(gallery, "serve", lambda *_: done.append("served"))
+    monkeypatch.setattr(gallery, "threading", ended)
+    gallery.main(SimpleNamespace(weights=None, host="127.0.0.1", port=1))
+    assert done == ["importing gradio and making the page", "served", "closed"]
 
 
 def test_a_half_is_filled_without_drawing_and_a_photograph_is_cut_to_size():

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.run_files import read_metrics
-from diffjax.loop.callbacks import check_callbacks
+from diffjax.loop.callbacks import Callbacks, check_callbacks
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.spec import spec
 from tests.loop.test_evaluators import PACKAGES, Known, config_of, leave_out_the_rest
@@ -76,6 +77,7 @@ def test_a_callback_that_fails_or_is_stopped_loses_no_step(tmp_path, how):
 
 def test_what_can_not_be_called_is_refused_at_once(tmp_path):
     for wrong, said in [
+        (print, r"callbacks=print is a function: give a tuple of them, callbacks=\(print,\)"),
         (3, r"callbacks=3: it is a tuple of functions \(step, run, numbers\)"),
         ((3,), r"callbacks\[0\]=3 is not a function"),
         ((lambda step: None,), r"callbacks\[0\] is called as callback\(step, run, numbers\)"),
@@ -84,3 +86,16 @@ def test_what_can_not_be_called_is_refused_at_once(tmp_path):
             diffjax.train(config_of(), tmp_path / "run", callbacks=wrong)
     assert not (tmp_path / "run").exists()
     check_callbacks([max])  # Builtin functions may have no signature.
+
+
+@pytest.mark.parametrize("wrong", [3, {"mine/text": "high"}, [0.5], np.float32(1)])
+def test_a_callback_that_returns_no_numbers_is_named(wrong):
+    def measured(step, run, numbers):
+        return wrong
+
+    written: list[int] = []
+    callbacks = Callbacks([measured])
+    callbacks.write(2, {"loss": 0.5})
+    with pytest.raises(UserError, match=r"^measured returned .* at step 2: .* None, or numbers by"):
+        callbacks.call(2, None, SimpleNamespace(write=lambda *_: written.append(1)))  # type: ignore[arg-type]
+    assert written == []

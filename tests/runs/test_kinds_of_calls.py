@@ -51,6 +51,7 @@ def bits(run, *given, **how):
         (lambda run: run.sample(1, guidance_scale="2"), "guidance_scale='2' must be a number"),
         (lambda run: run.sample(1, num_steps=10**7), r"num_steps=10000000 must be .* 1000000"),
         (lambda run: run.sample(1, guidance_scale=10**400), "guidance_scale must be finite"),
+        (lambda run: run.evaluate(out=3), "out=3 must be text"),
         (lambda run: run.weights(3), "name=3 must be text"),
         (lambda run: run.model(3), "weights=3 must be text"),
         (lambda run: run.dataset(3), "path=3 must be text"),

@@ -1,6 +1,7 @@
 """What is probed of a model: against other code, and what is left out with a reason."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -11,7 +12,9 @@ import pytest
 from diffjax import config_files
 from diffjax.conditions import of_classes
 from diffjax.data import all_images, digits
+from diffjax.errors import UserError
 from diffjax.objectives.base import Progress
+from diffjax.runs.measuring.probe import probe_run
 from diffjax.spec import spec
 from diffjax.studies import probes
 from diffjax.studies.effective_weights import weight_curve
@@ -115,6 +118,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     argv = [f"--workdir={tmp_path}"]
     assert cli.run(probe.main, probe.FLAGS, usage=probe.USAGE, argv=argv) == 2
     assert "there is no run in" in capsys.readouterr().err
+
+
+def test_probing_is_announced_to_all_who_call_it(tmp_path, monkeypatch):
+    """A sweep probes after each training, and Python probes without the command."""
+    announced: list[str] = []
+    show = lambda what: nullcontext(announced.append(what))  # noqa: E731
+    monkeypatch.setattr("diffjax.runs.measuring.probe.progress", show)
+    with pytest.raises(UserError, match="there is no run in"):
+        probe_run(tmp_path)
+    assert announced == [f"probing {tmp_path}"]
 
 
 @pytest.mark.thorough

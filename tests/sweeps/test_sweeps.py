@@ -14,7 +14,7 @@ from diffjax import config_files
 from diffjax.errors import UserError
 from diffjax.sweeps import cells as cells_module
 from diffjax.sweeps import worker
-from diffjax.sweeps.cells import resolved, training_cost
+from diffjax.sweeps.cells import Planned, resolved, training_cost
 from diffjax.sweeps.sweep import Cost, Sweep
 from experiments import sweep
 from experiments.flags import cli
@@ -180,6 +180,15 @@ def test_a_dry_run_names_what_is_left_out_and_why(tiny_file, planned_here, capsy
     assert "needs a source for each training image" in said.err
     config = tiny_file.parent / "tiny.py"
     assert said.out.startswith(f"flow: --config={config}:objective=flow,path=linear")
+
+
+def test_what_leaves_several_cells_out_is_one_line(capsys):
+    left_out = {"a": "it does not fit", "b": "no such setting", "c": "it does not fit"}
+    sweep.print_left_out(Planned([], {}, left_out, []))
+    assert capsys.readouterr().err.splitlines() == [
+        "left out: a, c: it does not fit",
+        "left out: b: no such setting",
+    ]
 
 
 def test_what_all_cells_share_can_be_given_from_outside(tiny_file, planned_here, capsys):

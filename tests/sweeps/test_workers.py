@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -372,6 +373,35 @@ def test_without_a_terminal_each_change_is_a_line(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "a: stopped, step 10 of 1000",
         "a: failed, 00:03: no",
+    ]
+
+
+def test_what_a_running_cell_does_is_a_line_every_ten_seconds(tmp_path, monkeypatch, capsys):
+    folder, at = begun(tmp_path, ("a", "running", 10, 0.5), ("b", "waiting")), [0]
+    monkeypatch.setattr("diffjax.sweeps.live.time", SimpleNamespace(monotonic=lambda: at[0]))
+    live = Live(folder)
+    with taken((Sweep("c", {"o": ("a", "_")}).cells()[0],), folder):
+        for second in (0, 4, 8, 12, 16):
+            at[0] = second
+            (folder / "a" / "output.txt").write_text(f"reading\ndrawing, {second} s so far\n\n")
+            live.draw()
+        assert progress_table(rows(folder)).splitlines()[1].endswith("drawing, 16 s so far")
+    assert capsys.readouterr().err.splitlines() == [
+        "a: running, step 10 of 1000: drawing, 0 s so far",
+        "a: running, step 10 of 1000: drawing, 12 s so far",
+    ]
+
+
+def test_a_sweep_without_a_worker_is_not_silent(tmp_path, monkeypatch, capsys):
+    folder, at = begun(tmp_path, ("a", "done"), ("b", "waiting"), ("c", "waiting")), [0]
+    monkeypatch.setattr("diffjax.sweeps.live.time", SimpleNamespace(monotonic=lambda: at[0]))
+    live = Live(folder)
+    for second in (0, 4, 8, 12):
+        at[0] = second
+        live.draw()
+    assert capsys.readouterr().err.splitlines() == [
+        "a: done, 01:05",
+        "no cell is running: 2 waiting, 1 done",
     ]
 
 

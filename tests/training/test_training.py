@@ -603,8 +603,17 @@ def test_samples_that_are_not_finite_name_the_step(loaded_run):
 
 
 def test_loading_names_what_is_missing(loaded_run, tmp_path):
-    with pytest.raises(UserError, match="there is no run in"):
+    with pytest.raises(UserError, match=r"there is no run in .*: No such file or directory$"):
         diffjax.load(tmp_path / "nowhere")
+    for name in ("digits", "flow"):
+        (tmp_path / "sweep" / name).mkdir(parents=True)
+        (tmp_path / "sweep" / name / "config.json").touch()
+    with pytest.raises(UserError, match=r"no run in .*sweep: .*; known: digits, flow$"):
+        diffjax.load(tmp_path / "sweep")
+    with pytest.raises(UserError, match=r"no run in .*; did you mean 'digits'\?$"):
+        diffjax.load(tmp_path / "sweep" / "digit")
+    with pytest.raises(UserError, match=r"; known: digits, flow$"):
+        diffjax.load(tmp_path / "sweep" / "mine")
     run = loaded_run
     with pytest.raises(UserError, match=r"no weights 'ema-0\.9999'; did you mean 'ema-0\.99'"):
         run.weights("ema-0.9999")

@@ -8,6 +8,7 @@ from diffjax.comparison.results import PROBES
 from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
+from diffjax.host.progress import progress
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
 from diffjax.runs.measuring.results import elsewhere
@@ -41,15 +42,16 @@ def probe_run(
     Raises:
         UserError: no trained run there, or it has diverged.
     """
-    run = load(workdir, allowed_packages=tuple(allowed_packages))
-    if out is not None:
-        run = elsewhere(run, out)
-    dataset = run.dataset(data_path)
-    batch = all_examples(dataset.test, num_images)
-    images, cond = batch["image"], run.parts.wired.condition.of_batch(batch)
-    content = _provenance(run, dataset, len(images), seed) | probes.probe(
-        _probed(run), images, cond, seed=seed
-    )
+    with progress(f"probing {workdir}"):
+        run = load(workdir, allowed_packages=tuple(allowed_packages))
+        if out is not None:
+            run = elsewhere(run, out)
+        dataset = run.dataset(data_path)
+        batch = all_examples(dataset.test, num_images)
+        images, cond = batch["image"], run.parts.wired.condition.of_batch(batch)
+        content = _provenance(run, dataset, len(images), seed) | probes.probe(
+            _probed(run), images, cond, seed=seed
+        )
     path = run.workdir / PROBES
     try:
         write_json(path, content)
