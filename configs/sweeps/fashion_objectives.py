@@ -11,6 +11,9 @@ steps (floor 0.85): sd3 35.2, v 41.0, flow 41.6, edm 64.8, all three worse than 
 
 from diffjax.sweeps.sweep import Sweep
 
+# 1.3 million parameters; the config's own network has 4.2 million.
+SMALL = {"config.model.hidden_size": 128, "config.model.depth": 4, "config.model.num_heads": 4}
+
 
 def get_sweep() -> Sweep:
     """Axes: objective, seed."""
@@ -21,6 +24,7 @@ def get_sweep() -> Sweep:
             "config.seed": (0, 1, 2),
         },
         {
+            **SMALL,
             "config.num_steps": 500,
             "config.sampling.guidance_scale": 1.0,
             "config.evaluation.num_samples": 500,

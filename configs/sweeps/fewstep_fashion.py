@@ -9,6 +9,9 @@ As configs/sweeps/fewstep_digits.py, on images of 28x28. FOLDER holds Fashion-MN
 
 from diffjax.sweeps.sweep import Sweep
 
+# 1.3 million parameters; the config's own network has 4.2 million.
+SMALL = {"config.model.hidden_size": 128, "config.model.depth": 4, "config.model.num_heads": 4}
+
 
 def get_sweep() -> Sweep:
     """Axes: seed, model, objective."""
@@ -24,6 +27,7 @@ def get_sweep() -> Sweep:
             ),
         },
         {
+            **SMALL,
             "config.num_steps": 3_000,
             "config.batch_size": 64,
             "config.sampling.guidance_scale": 1.0,
