@@ -5,7 +5,7 @@ Published networks are settings of it: ADM (`models/adm`), DDPM (`models/ddpm`),
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,18 @@ def num_groups(channels: int) -> int:
         (32, 16, 12)
     """
     return max(n for n in range(1, 33) if channels % n == 0 and (n == 1 or channels >= 4 * n))
+
+
+def multipliers_of(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
+    """`channel_multipliers` of a U-Net: the channels of its levels divided by `channels`.
+
+    They are integers where `channels` divides them, as in the published settings.
+
+    Example:
+        >>> multipliers_of(64, [32, 64, 128])
+        (0.5, 1, 2)
+    """
+    return tuple(w / channels if w % channels else w // channels for w in widths)
 
 
 class GroupNorm(nn.Module):

@@ -14,7 +14,7 @@ from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers
 from diffjax.errors import UserError
 from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
-from diffjax.models.unet import Transformers, UNet, num_groups
+from diffjax.models.unet import Transformers, UNet, multipliers_of, num_groups
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.transforms import conv, dense, merge, split, squeeze, then
@@ -279,7 +279,7 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     block = "transformer_blocks.{j}.norm1.bias"
     depths = [count(f"down_blocks.{i}.attentions.0.{block}", shapes) for i in range(levels)]
     return found | {
-        "channel_multipliers": multipliers(found["channels"], widths),
+        "channel_multipliers": multipliers_of(found["channels"], widths),
         "num_res_blocks": count("down_blocks.0.resnets.{i}.conv1.bias", shapes),
         "transformers": Transformers(
             tuple(depths), count(f"mid_block.attentions.0.{block}", shapes)
@@ -295,7 +295,7 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     firsts = [1 + level * (blocks + 1) for level in range(halvings + 1)]
     block = "transformer_blocks.{j}.norm1.bias"
     return found | {
-        "channel_multipliers": multipliers(
+        "channel_multipliers": multipliers_of(
             found["channels"], [shapes[f"input_blocks.{i}.0.in_layers.2.bias"][0] for i in firsts]
         ),
         "num_res_blocks": blocks,
@@ -304,11 +304,6 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             count(f"middle_block.1.{block}", shapes),
         ),
     }
-
-
-def multipliers(channels: int, widths: Sequence[int]) -> tuple[float, ...]:
-    """The widths of levels in units of the first; whole numbers where they are."""
-    return tuple(w / channels if w % channels else w // channels for w in widths)
 
 
 _FIXED: Mapping[str, Any] = {
@@ -388,7 +383,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": int(config.get("num_class_embeds") or 0),
         "guidance_width": int(config.get("time_cond_proj_dim") or 0),
         "channels": widths[0],
-        "channel_multipliers": multipliers(widths[0], widths),
+        "channel_multipliers": multipliers_of(widths[0], widths),
         "num_res_blocks": int(given["layers_per_block"]),
         "out_channels": out_channels,
         "transformers": Transformers(
