@@ -70,11 +70,7 @@ class Parts:
 
     def placed(self, state: TrainState) -> TrainState:
         """The shapes of a state with the shardings that its arrays have on the mesh."""
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            state,
-            sharding.state_shardings(state, self.mesh, rules_of(self.config)),
-        )
+        return sharding.placed_shapes(state, self.mesh, rules_of(self.config))
 
 
 def build_parts(
