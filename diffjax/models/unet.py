@@ -151,6 +151,10 @@ class Embedding:
     embedded_guidance: float = 8.0
 
 
+WITHOUT_NULL_ROW = Embedding(null_row=False)
+"""The null label adds nothing, as in ADM, EDM and Stable Diffusion's upscalers."""
+
+
 @dataclass(frozen=True)
 class Resampling:
     """How maps are halved and doubled between levels.

@@ -12,9 +12,9 @@ from typing import Any
 
 from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers, Several, Tokens
 from diffjax.errors import UserError
-from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
+from diffjax.models.stable_diffusion.network import StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
-from diffjax.models.unet import Transformers, UNet, multipliers_of, num_groups
+from diffjax.models.unet import WITHOUT_NULL_ROW, Transformers, UNet, multipliers_of, num_groups
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.transforms import conv, dense, merge, split, squeeze, then
@@ -200,7 +200,7 @@ def stable_diffusion(
     Raises:
         UserError: a scale for a network that embeds none.
     """
-    embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
+    embedding = replace(WITHOUT_NULL_ROW, added_width=number_width if num_numbers else 0)
     if guidance_width:
         embedding = replace(embedding, guidance_width=guidance_width)
     if embedded_guidance is not None:
