@@ -370,7 +370,7 @@ def _flow(entries: Entries, num_tokens: int, uniform: bool, by_steps: bool) -> S
     else:
         shift = float(entries.get("shift", 1.0))
         # The smallest of the shifted times is shifted again, with all others.
-        least = shift * least / (1.0 + (shift - 1.0) * least)
+        least = shifts.shifted(least, shift)
     times = spec(grids.Power) if uniform else spec(grids.DownTo, least=least)
     label = spec(precond.TimeLabel, scale=float(number))
     return Schedule(

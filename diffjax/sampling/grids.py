@@ -15,6 +15,7 @@ from scipy.special import betaincinv
 from diffjax.errors import UserError
 from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
+from diffjax.process.shifts import shifted
 
 Grid = Callable[[Path, int], Array]
 """`(path, n) -> t[n+1]`, falling from `t_noise` to exactly 0; all but the last at least `t_min`.
@@ -168,7 +169,7 @@ class Shifted:
 
     def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         u = self.grid(path, n)[:-1] / path.t_noise
-        return _end_clean(path, path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u))
+        return _end_clean(path, path.t_noise * shifted(u, self.shift))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
-from diffjax.process.paths import Coeffs, Pair, Path
+from diffjax.process.paths import Coeffs, Pair, Path, coeffs_at
 from diffjax.process.precond import Meaning
 from diffjax.shapes import Keys, OneNumber, Samples
 
@@ -327,17 +327,6 @@ def heun() -> Solver:
 def sigma_ratio(begin: End, end: End) -> OneNumber:
     """`q = σ'/σ = (a·s')/(s·a')`, `[]`; 0 from pure noise."""
     return (begin.a * end.s) / (begin.s * end.a)
-
-
-def coeffs_at(path: Path, t: OneNumber) -> Coeffs:
-    """A path and its time derivatives at one time `t[]`, `[]` each.
-
-    `process.paths.coeffs` is the same for a batch of times.
-    """
-    t = jnp.asarray(t)
-    a, da = jax.jvp(path.alpha, (t,), (jnp.ones_like(t),))
-    s, ds = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))
-    return Coeffs(t, a, s, da, ds)
 
 
 def velocity_of(c: Coeffs, pair: Pair) -> Samples:
