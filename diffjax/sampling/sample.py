@@ -165,7 +165,7 @@ def trace(
     )
 
 
-class Step(NamedTuple):
+class State(NamedTuple):
     """One of the states of a walk from noise to data, as `Trace` has all of them.
 
     Attributes:

@@ -28,7 +28,7 @@ from diffjax.sampling.parallel import InParallel, Parallel
 from diffjax.sampling.sample import (
     Around,
     Recipe,
-    Step,
+    State,
     Trace,
     count_padded,
     one_step,
@@ -425,7 +425,7 @@ class Model:
 
     def steps(
         self, recipe: Recipe, request: Request, around: Around = _UNCHANGED
-    ) -> Iterator[Step]:
+    ) -> Iterator[State]:
         """The states of `trace`, each as soon as it is there, for pictures while samples are drawn.
 
             for step in model.steps(recipe, request):
@@ -449,8 +449,8 @@ class Model:
         def run(walk: Walk, *arguments: Any) -> Any:
             return self.programs.draw(plan, weights, Partial(walk, *arguments), times, rows)
 
-        def step(number: int, x: Array, x0: Array) -> Step:
-            return Step(number, float(times[number]), to_host(x), to_host(x0))
+        def step(number: int, x: Array, x0: Array) -> State:
+            return State(number, float(times[number]), to_host(x), to_host(x0))
 
         state = run(start_walk, around)
         number = int(jnp.count_nonzero(times)) - 1
