@@ -22,7 +22,8 @@ from diffjax.explain.way_back import WayBack, way_back
 from diffjax.host.progress import progress
 from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run, load
-from diffjax.runs.measuring.measure import conditions_to_show, own_extractor
+from diffjax.runs.measuring.evaluated_samples import conditions_to_show
+from diffjax.runs.measuring.measure import own_extractor
 from diffjax.runs.samples.model import Model
 from diffjax.runs.workdirs import checkpoint_steps
 from diffjax.wiring import check_recipe

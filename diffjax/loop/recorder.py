@@ -28,7 +28,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import conditions_to_show
+from diffjax.runs.measuring.evaluated_samples import conditions_to_show
 from diffjax.runs.parts import Parts
 from diffjax.runs.samples.model import Request
 from diffjax.training.averages import power_name
