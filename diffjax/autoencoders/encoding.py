@@ -207,7 +207,7 @@ def encode(
 
 
 def _check_whole(folder: Path, finished: Mapping[str, Any]) -> None:
-    """Refuses a finished folder whose files are there no more."""
+    """Refuses a finished folder whose files were deleted."""
     files = [folder / "codec.json", *(folder / f"{name}.npy" for name in names_of(finished))]
     for file in files:
         try:

@@ -42,7 +42,7 @@ BEST = "best"
 
 
 class Arrays(Protocol):
-    """A run's arrays where they are read when they are wanted."""
+    """The arrays of a run, which are read when they are used."""
 
     @property
     def step(self) -> int:
@@ -54,7 +54,7 @@ class Arrays(Protocol):
         ...
 
     def read(self, abstract: TrainState) -> TrainState:
-        """The arrays of a state that are not `...`."""
+        """The state with its arrays read, except those that are `...` in `abstract`."""
         ...
 
 
@@ -63,10 +63,10 @@ class Saved:
     """A checkpoint whose arrays are read and verified at their first use.
 
     Attributes:
-        folder: of the run's checkpoints.
-        step: which of them.
+        folder: the folder of the run's checkpoints.
+        step: the step of this checkpoint.
         abstract: its weights as `ShapeDtypeStruct` with shardings (`Parts.abstract`).
-        known: weights by name, as far as they were read.
+        known: the weights that were read already, by name.
     """
 
     folder: Path
@@ -89,15 +89,15 @@ class Saved:
         return self.known[name]
 
     def read(self, abstract: TrainState) -> TrainState:
-        """The arrays of a state that are not `...`; read at each call.
+        """The state with its arrays read, except those that are `...`; each call reads them again.
 
         Raises:
-            UserError: some of it is damaged.
+            UserError: the checkpoint is damaged, or was deleted.
         """
         with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
             if self.step not in checkpoints.steps():
                 raise UserError(
-                    f"checkpoint {self.step} in {self.folder} is there no more: load the run again"
+                    f"checkpoint {self.step} in {self.folder} was deleted: load the run again"
                 )
             try:
                 return checkpoints.read(self.step, abstract)[0]
@@ -113,11 +113,11 @@ class Run:
     """A trained run at one of its steps.
 
     Attributes:
-        parts: those of its config; `run.parts.wired.path` and so on.
-        arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
-        workdir: where it lives.
-        others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
-        loras: the files of LoRA whose changes its weights have.
+        parts: the parts of its config, such as `run.parts.wired.path`.
+        arrays: its state in memory, or what reads it, such as `Saved` from a checkpoint.
+        workdir: the folder of the run.
+        others: `(folder, weights) -> Run`, which reads the weaker models of guidance once.
+        loras: the LoRA files that were added to its weights.
     """
 
     parts: Parts
@@ -145,7 +145,7 @@ class Run:
         return sorted(workdirs.checkpoint_steps(self.workdir))
 
     def at(self, step: int | str) -> "Run":
-        """The same run at another of its checkpoints, with the programs that are compiled already.
+        """The same run at another of its checkpoints; it shares the compiled programs.
 
             for step in run.steps:
                 images = run.at(step).sample(16)
@@ -167,16 +167,16 @@ class Run:
 
     @cached_property
     def state(self) -> TrainState:
-        """All arrays, the optimizer's among them: several times the memory that sampling needs."""
+        """All arrays with the optimizer's state: several times the memory that sampling needs."""
         if isinstance(self.arrays, TrainState):
             return self.arrays
         return self.arrays.read(Setup.of(self.parts).abstract)
 
     def merged(self, name: str | None = None) -> Any:
-        """Parameters of the network without LoRA, whose changes are added to the kernels.
+        """The parameters with LoRA merged into the kernels, for the network without LoRA.
 
         Raises:
-            UserError: the run keeps none of that name.
+            UserError: the run has no weights of that name.
         """
         return self.parts.wired.lora.merged(self.weights(name))
 
@@ -213,7 +213,7 @@ class Run:
         return run.model(weights)
 
     def called(self, name: str) -> "tuple[Run, str | None]":
-        """The run and the weights that guidance calls by one name, as `Model.find`.
+        """The run and the weights that a name of guidance refers to (`Model.find`).
 
         Args:
             name: weights of this run (`live`, `ema-0.999`), the folder of another run, or
@@ -275,37 +275,36 @@ class Run:
         `diffjax.choices`), or pass values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
-            condition: what each sample is to show: a list of what the run's condition parses
-                (labels by number or name, prompts; for several parts a dict or text for each
-                sample), or its arrays with one row for each sample. A text is one sample. A number
-                n is n samples whose labels cycle through all classes.
-            labels: the same by the name of the flag, in the place of `condition`.
-            prompts: as `labels`.
-            num_samples: how many; the rows of a condition are taken in turn.
-            source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
-                Images, also where a codec encodes them.
-            seed: of the noise, a whole number of less than 2³¹ in size.
+            condition: the condition of each sample: a list that the run's condition parses (labels
+                by number or name, or prompts; for several parts, a dict or a text for each
+                sample), or arrays with one row for each sample. A text is one sample. A number n
+                is n samples whose labels cycle through all classes.
+            labels: another name of `condition`, that of the flag.
+            prompts: another name of `condition`, that of the flag.
+            num_samples: the number of samples; the rows of the condition are used in turn.
+            source: `[n, H, W, C]` in [-1, 1], the source images, for runs between two data sets. A
+                codec encodes them.
+            seed: the seed of the noise, an integer between -2³¹ and 2³¹.
             solver: the rule of a step.
             grid: the times of the steps; "found" is the grid that `experiments.find_grid` found.
             num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
             guidance: how two predictions are combined, as "cfg+limited".
-            against: the source of the second of them: a text, as "label:3", "prompt:TEXT" or
-                "weights:ema-0.99", a value of `diffjax.sampling.guidance`; or a negative
-                condition, a list or arrays as `condition`, with one row for all samples or one for
-                each.
-            negative: a negative prompt for all samples, the same as `against=[negative]`.
+            against: the source of the second prediction: a text such as "label:3", "prompt:TEXT" or
+                "weights:ema-0.99"; a value of `diffjax.sampling.guidance`; or a negative condition,
+                a list or arrays as `condition`, with one row for all samples or one for each.
+            negative: a negative prompt for all samples; short for `against=[negative]`.
             weights: `live` or the name of an average.
-            seamless: whether images continue at their opposite side, so that they tile a plane:
-                True, or "x" (from left to right) or "y" alone.
+            seamless: whether the sides of an image continue at the opposite sides, so that it tiles
+                a plane: True for both axes, or "x" (left to right) or "y".
             batch_size: images at a time.
 
         Returns:
             `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
-            UserError: no such condition, name or weights; a number out of range; a recipe that
-                does not suit this model (`check_recipe`).
+            UserError: there is no such condition, name or weights; a number is out of range; or the
+                recipe does not suit this model (`check_recipe`).
         """
         if negative is not None:
             if against is not None:
