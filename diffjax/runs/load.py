@@ -438,16 +438,16 @@ class Run:
         """The data set that the run was trained on.
 
         Args:
-            path: where they lie now, if they have moved.
+            path: the path of the data if they were moved.
 
         Raises:
-            UserError: they are not there, or others than the run was trained on.
+            UserError: the data are missing, or differ from those that the run was trained on.
         """
         check_arguments(Run.dataset, path=path)
         return workdirs.data_of(self.workdir, self.config.data, path)
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """The metrics that training logged: `step` and each by name, `[records]`; NaN if missing.
+        """The logged metrics by name, `[records]` each, with `step`; a missing value is NaN.
 
             metrics = run.metrics()
             plt.plot(metrics["step"], metrics["loss"])
@@ -468,7 +468,7 @@ class Run:
 
 
 def _reader(mesh: Mesh | None = None) -> Callable[[str, str | None], Run]:
-    """`load`, which returns the last few runs again; on the devices of the run that they guide."""
+    """`load` with a cache of the last four runs, on the devices of the run that they guide."""
     return lru_cache(4)(lambda folder, weights: load(folder, mesh, weights=weights))
 
 
@@ -480,27 +480,27 @@ def load(
     weights: str | None = None,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Run:
-    """Loads the weights of a run's newest whole checkpoint onto the devices that are there.
+    """Loads the weights of a run's newest undamaged checkpoint onto the available devices.
 
         run = diffjax.load("runs/digits")
         images = run.sample([0, 1, 2], guidance_scale=2.0)
 
-    Other weights and the optimizer's state (`run.state`) are read, and verified, when they are
-    wanted. The data set is not needed, and nothing in the folder is changed. It does not matter on
-    which mesh the run was trained.
+    Other weights and the optimizer's state (`run.state`) are read, and verified, at their first
+    use. The data set is not needed, nothing in the folder is changed, and the run may have been
+    trained on another mesh.
 
     Args:
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
-            A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
-        step: of another checkpoint, or "best": the one that is best by `config.best_by`.
-        weights: `live` or the name of an average, in the place of `config.weights`; also of one
-            that `experiments.average` made.
-        allowed_packages: whose callables the saved config may name.
+            `make_mesh(data=1, fsdp=-1)` splits a network that is too large for one device.
+        step: the step of another checkpoint, or "best" for the best one by `config.best_by`.
+        weights: `live` or the name of an average, instead of `config.weights`. The average may be
+            one that `experiments.average` reconstructed after training.
+        allowed_packages: packages whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, no such checkpoint or none that can be read, no such weights, or a
-            mesh with other axes.
+        UserError: the folder has no run, no such checkpoint, no readable checkpoint or no such
+            weights; or the mesh has other axes.
     """
     check_arguments(
         load,
@@ -533,7 +533,7 @@ def load(
 
 
 def _folder_of(workdir: Path, step: int | str | None) -> Path:
-    """The folder of a checkpoint: of a chosen one, the best or the newest."""
+    """The folder of a checkpoint by its step; of the newest one for None."""
     if isinstance(step, str) and step != BEST:
         raise UserError(f"step={step!r}: it is the number of a step, or {BEST!r}")
     folder = workdir / (BEST if step == BEST else "checkpoints")
@@ -554,7 +554,7 @@ def _folder_of(workdir: Path, step: int | str | None) -> Path:
 def _restored(
     folder: Path, step: int | str | None, wanted: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the meta of a checkpoint of a folder: a chosen one, or the newest."""
+    """The state and the meta of a checkpoint by its step; of the newest one otherwise."""
     with closing(Checkpoints(folder, read_only=True)) as kept:
         if isinstance(step, int):
             return kept.read(step, wanted)

@@ -68,7 +68,7 @@ _LIKELIHOOD_BATCH = 128  # with gradients, it takes more memory than sampling do
 
 @dataclass(frozen=True)
 class Wanted:
-    """The samples to evaluate; None keeps the setting of the run's config. All lists are crossed.
+    """The samples to evaluate: all combinations of these lists; None keeps the run's setting.
 
     Attributes:
         solvers: names.
@@ -131,7 +131,7 @@ def measure(
         run: the model.
         dataset: what it was trained on.
         wanted: the samples and the extractors.
-        should_stop: called before each batch of samples; if it returns True, this ends there.
+        should_stop: called before each batch of samples; if it returns True, the evaluation ends.
         begun: called with the number of each batch before it is drawn, its features are computed
             or its likelihood is measured.
         report: called with each row of the table as it is done.
@@ -209,7 +209,7 @@ def measure(
 def _logged_reference(
     dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
 ) -> metrics.Reference:
-    """`reference_of`, whose progress is logged by the images whose features are computed."""
+    """`reference_of` that logs how many images have been read."""
     total = sum(min(len(each), MAX_IMAGES) for each in (dataset.reference, dataset.test))
     with progress(f"reading the real images, features by {extractor.name}", total) as reading:
         done = count(1)
@@ -222,7 +222,7 @@ def _logged_reference(
 
 
 def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progress) -> Draw:
-    """`draw`, called for each of the recipes in turn, whose progress is logged."""
+    """`draw` that logs its progress over all recipes, which must be drawn in order."""
     numbers, costs = count(1), [0, *accumulate(map(_cost, recipes))]
 
     def logged(named: NamedRecipe) -> tuple[Batches, int]:
@@ -246,7 +246,7 @@ def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progres
 
 
 def _cost(named: NamedRecipe) -> int:
-    """Network evaluations per sample, at least about."""
+    """Network evaluations per sample; for adaptive solvers, an estimate by the number of steps."""
     return named.recipe.nfe or named.recipe.num_steps * named.recipe.calls
 
 
@@ -438,14 +438,14 @@ def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:
 
 
 def _check_extractor(extractor: Extractor, image_shape: tuple[int, int, int]) -> None:
-    """Shows an extractor one image, without computing anything."""
+    """Evaluates an extractor abstractly on one image, to check that it takes such images."""
     one_image = np.zeros((1, *image_shape), np.float32)
     check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
     jax.eval_shape(extractor.apply, extractor.prepare(one_image))
 
 
 def _check_counts(parts: Parts, dataset: DataSet) -> None:
-    """Refuses to begin where there are too few real images for any distance at the end."""
+    """Refuses data with too few real images for the distances of the evaluation."""
     num_real, num_test = len(dataset.reference), len(dataset.test)
     if num_real < FEWEST_IMAGES:
         raise UserError(

@@ -602,7 +602,7 @@ def _draw(
 
 
 def start(objective: Objective, recipe: Recipe, noise: Array, source: Array | None) -> Array:
-    """Where sampling starts, `[B, …]`: noise, at the objective's scale or at scale 1, or a source."""
+    """Where sampling starts, `[B, …]`: noise of the objective's scale or of 1, or a source."""
     if source is None and recipe.unit_start:
         return noise
     return objective.start(noise, source)
