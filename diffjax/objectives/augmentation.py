@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: images are changed, and the network knows how."""
+"""Non-leaky augmentation: images are transformed, and the network is conditioned on how."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
