@@ -74,26 +74,26 @@ class Facts:
 
     Attributes:
         run: at the checkpoint whose weights are shown.
-        name: of the data.
+        name: the name of the data.
         num_train: training pictures.
         picture_shape: `(H, W, C)`.
         meaning: what the network predicts.
-        titles: of the shown training pictures and samples; None without.
+        titles: the titles of the shown training pictures and samples; None without.
         kind: a description of the condition; "" without one.
         clean: `[n, H, W, C]`, training pictures.
         levels: these at noise levels.
         lesson: a training step.
         lesson_levels: the noise levels of its pictures.
-        lesson_titles: of its pictures; None without, "" where the condition was dropped.
+        lesson_titles: the titles of its pictures; None without, "" where the condition was dropped.
         way: samples in many steps and in one.
-        way_titles: of the samples.
+        way_titles: the titles of the samples.
         to_training: `[n]`, the distance of each of the samples to the nearest training picture.
         means: why one step blurs.
         dial: guidance; None where it does not apply.
-        dial_titles: of its conditions.
+        dial_titles: the titles of its conditions.
         real_variety: that of training pictures of one class; None without classes.
         no_dial: why there is no dial.
-        parts: of the network.
+        parts: the parts of the network.
         latents: None for a model of pictures.
     """
 
@@ -130,7 +130,7 @@ def gather(
         run: whose weights are shown.
         dataset: that it is trained on.
         lesson_of: the run at the checkpoint whose next training step is shown; by default `run`.
-        num_steps: of the long way back.
+        num_steps: the number of steps of the long way back.
 
     Raises:
         UserError: a run that does not start from noise.

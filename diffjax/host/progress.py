@@ -79,7 +79,7 @@ def progress(
 
     Args:
         what: a phrase such as "compiling the training step".
-        total: as of `Progress`; call `at` of what this yields to count.
+        total: as in `Progress`; call `at` of what this yields to count.
         after_seconds: the time without a line, so that quick blocks have none.
         every_seconds: from one line to the next.
         log: receives the lines.

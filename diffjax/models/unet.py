@@ -386,7 +386,7 @@ class UNet(nn.Module):
             `diffjax.models.layers.common.QKV_ORDERS`.
         sparse_attention: whether on the way up only the last block of a level is followed by
             attention, as in DDPM++.
-        norm_epsilon: of all group norms; 1e-5 in ADM, 1e-6 in DDPM and DDPM++.
+        norm_epsilon: ε of all group norms; 1e-5 in ADM, 1e-6 in DDPM and DDPM++.
         skip_scale: the factor after each sum of a block; √½ in DDPM++, which keeps the variance.
         embedding: how noise label and class are embedded.
         resampling: how maps are halved and doubled.

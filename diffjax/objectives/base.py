@@ -110,7 +110,7 @@ def own_params(
 
     Args:
         objective: any.
-        key: of the draw.
+        key: the random key of the draw.
         network: the parameters of the network, of which `Traits.copies` are copies.
         hidden_size: the width of its tokens.
     """
@@ -149,7 +149,7 @@ class Objective:
         """Further parameters that are trained with those of the network, by name.
 
         Args:
-            key: of the draw.
+            key: the random key of the draw.
             hidden_size: the width of the network's tokens, for what takes these.
         """
         del key, hidden_size
@@ -175,7 +175,7 @@ class Objective:
             params: live, those that the loss is differentiated by.
             teacher_params: the weights of `config.teacher`: an average, live, or those of another
                 run. An objective whose loss depends on them has `Traits.has_teacher`.
-            key: of this step.
+            key: the random key of this step.
             batch: `image` `[B, …]`, `cond`, the condition of the examples (a tree of arrays with B
                 rows), and `source` where it is needed.
             progress: how far training is.

@@ -71,7 +71,7 @@ class ScaledNoise:
 
     Attributes:
         path: the path whose noise is scaled.
-        scale: of the noise. JiT has 2 for 512×512 images, from 1 for 256×256.
+        scale: the scale of the noise. JiT has 2 for 512×512 images, from 1 for 256×256.
     """
 
     path: Path

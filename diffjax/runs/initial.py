@@ -61,7 +61,7 @@ def find_initial_weights(
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
         setting: the setting that names them, for errors.
         denoiser: the network, whose family knows the authors' names.
-        own_names: of what the objective trains beside the network (`Wired.own_names`).
+        own_names: the names of what the objective trains beside the network (`Wired.own_names`).
 
     Raises:
         UserError: there is nothing of that name, it is damaged, or a parameter is missing, left

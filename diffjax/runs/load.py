@@ -358,25 +358,25 @@ class Run:
                 the test set with their conditions.
             condition: what each image is to show, as in `sample`; one or one for each.
             task: `vary`, `inpaint`, `outpaint`, `upscale`, `deblur`, `colour` or `invert`.
-            mask: of `inpaint`, a file, whose white part is made anew, or `[H, W]`: pixels above 0
-                are. By default the lower half.
+            mask: the region that `inpaint` generates: the white part of an image file, or the
+                pixels above 0 of `[H, W]`. By default the lower half.
             labels: the same as `condition`, by the name of the flag.
             prompts: as `labels`.
             strength: share of the solver's steps in (0, 1]; of `vary` 0.6, else 1.
             method: `pseudoinverse` or `posterior`; of `inpaint` and `outpaint` `replace`,
                 `repaint` and `fixed_noise` as well.
-            factor: of `upscale`.
-            blur: of `deblur`, in pixels.
-            jump: of `repaint`, the repeated steps.
-            times: of `repaint`, the number of repeats.
-            num_images: of the test set.
+            factor: the factor of `upscale`.
+            blur: the blur of `deblur`, in pixels.
+            jump: the number of steps that `repaint` repeats.
+            times: the number of repeats in `repaint`.
+            num_images: the number of test images.
             solver: the rule of a step, as in `sample`; so are the next five.
             grid: the times of the steps.
             num_steps: by default 20, or what a published network has.
             guidance_scale: by default 1 (off), or what a published network has.
             guidance: how two predictions are combined.
             against: the source of the second of them, a text or a value.
-            seed: of the noise.
+            seed: the seed of the noise.
             weights: `live` or the name of an average.
             data_path: where the data lie now, if they have moved.
 

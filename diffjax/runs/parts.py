@@ -29,7 +29,7 @@ class Parts:
         config: resolved.
         wired: its parts.
         mesh: the devices.
-        codec: of the data: what decodes samples.
+        codec: the codec of the data: what decodes samples.
     """
 
     config: ConfigDict
@@ -87,7 +87,7 @@ def build_parts(
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
         mesh: the devices.
-        codec: of the data.
+        codec: the codec of the data.
 
     Raises:
         UserError: parts that do not fit together or on this mesh.

@@ -288,7 +288,7 @@ def draw(
         path: the path it was trained on.
         times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
         keys: `[B]`, one for each sample.
-        shape: of one sample, `(H, W, C)`.
+        shape: the shape of one sample, `(H, W, C)`.
 
     Returns:
         Clean samples, `[B, H, W, C]`.

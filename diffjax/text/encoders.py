@@ -214,7 +214,7 @@ class FolderEncoder:
         around: what a text stands between.
         loras: files of LoRA with their weights; what they have for a text encoder of the name of
             the folder, or of `part`, is added.
-        part: of a file of a whole model, the name of the text encoder: `text_encoder`, or
+        part: the name of the text encoder in a file of a whole model: `text_encoder`, or
             `text_encoder_2` of SDXL.
     """
 

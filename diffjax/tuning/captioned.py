@@ -63,7 +63,7 @@ def captioned_latents(
     Args:
         path: the folder of pictures and captions (`diffjax.data.image_folders.captions`).
         image_size: the side of the pictures in pixels.
-        caption: of pictures that have none.
+        caption: the caption of pictures that have none.
         test_fraction: the fraction of pictures for testing; with 0 there are none.
         split_seed: the seed of the split.
         background: the colour behind transparent pixels.
@@ -71,10 +71,10 @@ def captioned_latents(
             wrong.
         buckets: the step of sizes of buckets in pixels, 64 in SDXL: pictures keep their aspect
             ratio as nearly as a bucket has it, and each batch is of one; 0 for squares alone.
-        dtype: of what is stored, "float16" or "float32".
+        dtype: the type of what is stored, "float16" or "float32".
         cache: the folder of folders of what was encoded.
         prior: pictures of the class of a subject, which training draws too.
-        codec: of the pipeline.
+        codec: the codec of the pipeline.
         given: the condition of the pipeline: prompts, perhaps with the numbers of a picture's size.
 
     Raises:
@@ -238,7 +238,7 @@ class Cached:
     Attributes:
         pictures: with captions.
         codec: what encodes the pictures.
-        condition: of the pictures.
+        condition: the condition of the pictures.
         cache: the folder of folders.
         stored: what is stored of each picture, with the prompts that encode captions.
     """

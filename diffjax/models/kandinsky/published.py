@@ -86,11 +86,11 @@ def kandinsky(
     """A decoder of Kandinsky 2 with the kind of its condition.
 
     Args:
-        image_shape: of its latents.
-        given_channels: of images beside the latents; 5 for inpainting, the latents of the image
-            that is kept and a mask.
+        image_shape: the shape of its latents.
+        given_channels: the number of channels of images beside the latents; 5 for inpainting, the
+            latents of the image that is kept and a mask.
         pooled_width: the width of the pooled vector of a text, in 2.1.
-        **settings: of the network.
+        **settings: settings of the network.
     """
     network = KandinskyUNet(0, **settings)
     length = 1 + TEXT_LENGTH if network.text_width else 1

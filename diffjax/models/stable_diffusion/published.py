@@ -185,17 +185,17 @@ def stable_diffusion(
     """A U-Net of Stable Diffusion with the kind of its condition.
 
     Args:
-        image_shape: of its latents.
-        context_width: of the condition's token states.
-        given_channels: of images beside the latents; 5 for inpainting, a mask and the latents of
-            the image that is kept.
+        image_shape: the shape of its latents.
+        context_width: the width of the condition's token states.
+        given_channels: the number of channels of images beside the latents; 5 for inpainting, a
+            mask and the latents of the image that is kept.
         added_features: the width of the pooled vector and all embedded numbers; 2816 in SDXL.
         num_numbers: the number of numbers, 6 in SDXL.
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
         guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
         embedded_guidance: that scale, where it is embedded; 8 by default.
-        **settings: of the network.
+        **settings: settings of the network.
 
     Raises:
         UserError: a scale for a network that embeds none.

@@ -28,7 +28,7 @@ def labels_in_mix(
 
     Args:
         run: the model.
-        n: how many.
+        n: the number of labels.
         mix: as in `Wanted.labels`; `config.evaluation.labels` by default.
         data_path: where the data lie now, if they have moved.
 
@@ -51,7 +51,8 @@ def label_shares(
         mix: as in `Wanted.labels`.
         wired: the model.
         dataset: whose classes they are.
-        class_counts: of the real images; None if the call only checks that the mix exists.
+        class_counts: the class counts of the real images; None if the call only checks that the mix
+            exists.
 
     Raises:
         UserError: no such label, or a model whose samples have the labels of what they are made of.
@@ -204,7 +205,7 @@ def conditions_to_show(
     Args:
         wired: the model.
         dataset: returns the data; called where test images are needed.
-        n: how many; fewer where there are fewer test images.
+        n: the number of samples; fewer if there are fewer test images.
         most: the largest number of different conditions.
     """
     listed = wired.condition.in_turn(n, most)

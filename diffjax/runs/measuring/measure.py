@@ -84,7 +84,7 @@ class Wanted:
         guidance_scales: 1 is off.
         guidance: names of its parts, joined by "+".
         against: the source of its second prediction.
-        seeds: of the noise.
+        seeds: seeds of the noise.
         weights: `live`, or names of averages.
         extractors: the networks whose features distances compare. All rows are by the first;
             numbers by the others, of the run's own recipe, are under `extractors`.
