@@ -66,8 +66,8 @@ class Part(NamedTuple):
 
     Attributes:
         images: real pictures, `[N, H, W, C]` in [-1, 1].
-        captions: the captions of each.
-        attributes: the attributes of each.
+        captions: the caption of each picture.
+        attributes: the attributes of each picture.
         rows: the rows of those whose captions are prompts.
     """
 
@@ -206,7 +206,7 @@ def judged(
         features: the features of the pictures.
         captions: the captions of the first of them, by which they are judged; none of held-out
             ones.
-        attributes: the attributes of all.
+        attributes: the attributes of all pictures.
         of: the number of captions that the right one is among.
     """
     shares, numbers = {}, {}

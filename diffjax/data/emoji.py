@@ -20,7 +20,7 @@ ANIMALS = (
     *("unicorn", "wolf"),
 )
 _COLOURED = re.compile(rf"({'|'.join(COLOURS)})(?: large)? ({'|'.join(THINGS)})")
-_TONE = re.compile(r" (light|medium-light|medium|medium-dark|dark) skin tone")
+_TONE = re.compile(rf" ({'|'.join(TONES)}) skin tone")
 
 HELD_OUT_NAMES = (
     "green heart",
