@@ -1,4 +1,4 @@
-"""All that a page says about a run, as numbers and pictures."""
+"""Computes the numbers and pictures of the page that explains a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,12 +37,12 @@ class Means:
     """The pictures of one step beside the means of training pictures.
 
     Attributes:
-        nearest: `[B, H, W, C]`, the mean that is nearest to each.
-        titles: its class; None for a model of no classes.
-        to_mean: the mean distance of the pictures to them.
+        nearest: `[B, H, W, C]`, the nearest class mean of each picture.
+        titles: the classes of these means; None for a model without classes.
+        to_mean: the mean distance of the pictures to these means.
         of_examples: the mean distance of the training pictures to the mean of their class.
-        examples: `[n, H, W, C]`, some of which the first of them is the mean.
-        num_examples: pictures that the means are of.
+        examples: `[n, H, W, C]`, some of the training pictures in the first mean.
+        num_examples: the number of pictures that the means are computed from.
     """
 
     nearest: np.ndarray
@@ -55,12 +55,12 @@ class Means:
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents of pictures, from which the codec makes these.
+    """Latents, and the pictures that the codec decodes them to.
 
     Attributes:
-        codec: its description.
-        values: `[n, h, w, c]`.
-        pictures: `[n, H, W, C]`.
+        codec: the description of the codec.
+        values: the latents, `[n, h, w, c]`.
+        pictures: the decoded pictures, `[n, H, W, C]`.
     """
 
     codec: str
@@ -73,16 +73,16 @@ class Facts:
     """A run as its page shows it; pictures are decoded, in [-1, 1].
 
     Attributes:
-        run: at the checkpoint whose weights are shown.
+        run: the run at the checkpoint whose weights are shown.
         name: the name of the data.
-        num_train: training pictures.
+        num_train: the number of training pictures.
         picture_shape: `(H, W, C)`.
         meaning: what the network predicts.
         titles: the titles of the shown training pictures and samples; None without.
         kind: a description of the condition; "" without one.
         clean: `[n, H, W, C]`, training pictures.
-        levels: these at noise levels.
-        lesson: a training step.
+        levels: the same pictures at several noise levels, with predictions.
+        lesson: one training step.
         lesson_levels: the noise levels of its pictures.
         lesson_titles: the titles of its pictures; None without, "" where the condition was dropped.
         way: samples in many steps and in one.
@@ -91,8 +91,8 @@ class Facts:
         means: why one step blurs.
         dial: guidance; None where it does not apply.
         dial_titles: the titles of its conditions.
-        real_variety: that of training pictures of one class; None without classes.
-        no_dial: why there is no dial.
+        real_variety: the variety of training pictures of one class; None without classes.
+        no_dial: the reason why guidance is not shown; "" if it is.
         parts: the parts of the network.
         latents: None for a model of pictures.
     """
@@ -127,8 +127,8 @@ def gather(
     """Computes all that the page of a run shows.
 
     Args:
-        run: whose weights are shown.
-        dataset: that it is trained on.
+        run: the run whose weights are shown.
+        dataset: the data that it is trained on.
         lesson_of: the run at the checkpoint whose next training step is shown; by default `run`.
         num_steps: the number of steps of the long way back.
 
@@ -196,9 +196,9 @@ def gathered(
     num_steps: int = NUM_LEVELS,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Facts:
-    """The facts of a run's folder; its training step is the one after its first checkpoint.
+    """The facts of a run's folder, with the training step that follows its first checkpoint.
 
-    That of step 0 does not count, whose network has learned nothing.
+    A checkpoint of step 0 is passed over, since its network has learned nothing.
 
     Raises:
         UserError: no trained run there, its data are missing, or as `gather`.

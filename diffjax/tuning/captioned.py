@@ -1,8 +1,8 @@
-"""Captioned pictures as a pipeline's network sees them: latents and token states, encoded once.
+"""Captioned pictures as latents and token states, which are encoded once and cached.
 
-They lie in a folder of their own for each set of pictures, captions, codec, text encoder and
-settings, whose name has the hash of these, so that what was encoded otherwise is never used.
-`diffjax.autoencoders.encoding` writes the files. After that, codec and text encoder take no memory.
+The name of the cache's folder contains a hash of pictures, captions, codec, text encoder and
+settings, so a change of any of them encodes anew. `diffjax.autoencoders.encoding` writes the files.
+Afterwards codec and text encoder take no memory.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def captioned_latents(
 ) -> DataSet:
     """A data set of captioned pictures for a network of latents and texts.
 
-    Pictures are encoded when the first of them is needed, and found again in later runs. Where the
-    codec has a posterior, its moments are stored, and training draws other latents each time.
+    Pictures are encoded when the first of them is needed, and reused in later runs. If the codec
+    has a posterior, its moments are stored, and training draws new latents at each use.
 
     Args:
         path: the folder of pictures and captions (`diffjax.data.image_folders.captions`).
@@ -72,7 +72,7 @@ def captioned_latents(
         buckets: the step of sizes of buckets in pixels, 64 in SDXL: pictures keep their aspect
             ratio as nearly as a bucket has it, and each batch is of one; 0 for squares alone.
         dtype: the type of what is stored, "float16" or "float32".
-        cache: the folder of folders of what was encoded.
+        cache: the folder of all caches.
         prior: pictures of the class of a subject, which training draws too.
         codec: the codec of the pipeline.
         given: the condition of the pipeline: prompts, perhaps with the numbers of a picture's size.
@@ -176,7 +176,7 @@ def sized(given: Condition, image_size: int) -> Condition:
 
 
 def _numbers(kind: Numbers, original: tuple[int, int], size: tuple[int, int]) -> list[float]:
-    """What SDXL knows of a picture: original size, corner of the crop after resizing, size.
+    """SDXL's size condition of a picture: original size, corner of the crop, size.
 
     Podell et al. 2023 (arXiv:2307.01952), section 2.2.
     """
