@@ -48,10 +48,10 @@ class Power:
 @register_dataclass
 @dataclass(frozen=True)
 class UniformRoot:
-    """Equal steps in the root of `t - t_min`, whose last one begins above the least noise.
+    """Equal steps in a root of `t - t_min`: `t_i = t_min + (t_noise - t_min)·(1 - i/n)^exponent`.
 
-    `t_i = t_min + (t_noise - t_min)·(1 - i/n)^exponent`. `Karras` has t_min as the last time before
-    0, where a consistency model has nothing left to jump over. With n = 2 on EDM's path σ is 80 and
+    The last step begins well above `t_min`. In `Karras` it begins at `t_min`, where a consistency
+    model has no noise left to remove. With n = 2 on EDM's path σ is 80 and
     0.63; two steps were published with 80 and 0.66 to 0.82 (Song et al. 2023, arXiv:2303.01469).
 
     Attributes:
@@ -148,11 +148,11 @@ class DownTo:
 @register_dataclass
 @dataclass(frozen=True)
 class Shifted:
-    """Another grid's times moved towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
+    """Another grid's times shifted towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
 
-    With `u = t/t_noise`. For large images, of which the same noise leaves more visible: used by SD3
-    and Flux, with `shift = √(pixels/pixels trained on)`. Esser et al. 2024 (arXiv:2403.03206),
-    equation 23.
+    Here `u = t/t_noise`. It is for large images, where the same noise hides less of the image. SD3
+    and Flux use it with `shift = √(pixels/pixels in training)`. Esser et al. 2024
+    (arXiv:2403.03206), equation 23.
 
     Attributes:
         grid: the other grid.

@@ -45,7 +45,7 @@ def labels_in_mix(
 def label_shares(
     mix: str, wired: Wired, dataset: DataSet, class_counts: np.ndarray | None = None
 ) -> np.ndarray:
-    """How often each class is drawn, relative to the others, `[K]`.
+    """The relative frequency with which each class is drawn, `[K]`.
 
     Args:
         mix: as in `Wanted.labels`.
