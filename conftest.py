@@ -123,7 +123,7 @@ _LONG_EXAMPLES = {
 def pytest_collection_modifyitems(items):
     """A fixed tenth of the cases of each `thorough` test is in every run of the tests.
 
-    Which, depends on a case's name alone. Long examples of docstrings are in none of that tenth,
+    Which one depends on its file and name alone. Long examples of docstrings are never in it,
     nor are cases of `pytest.mark.thorough(tenth=False)`: a default test is their witness.
     """
     for item in items:

@@ -1,4 +1,4 @@
-"""`jax.jit`, with XLA's options for the programs that take time, and once for equal calls."""
+"""`jax.jit` with XLA's options for long computations, and compiled once for equal functions."""
 
 import functools
 import inspect
@@ -19,13 +19,13 @@ _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> Any:
-    """`jax.jit(function, **how)`, on CPUs with convolutions and products by XLA itself.
+    """`jax.jit(function, **how)` with options that make convolutions and products fast on CPUs.
 
-    An XLA that has no such option does without. As every program with compiler options, it can't be
-    called within another one.
+    The options are left out if this version of XLA does not have them. As any program with compiler
+    options, it can't be called inside another `jax.jit`.
 
     Args:
-        function: what is compiled.
+        function: the function to compile.
         mesh: the devices that run it; JAX's own by default.
         **how: further arguments of `jax.jit`.
 
@@ -38,14 +38,15 @@ def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> A
 
 
 def once(*static: int) -> Callable[[F], F]:
-    """`jax.jit` for a function that may also be called with closures; those are traced each time.
+    """`jax.jit` for a function whose arguments may be functions; closures are traced at each call.
 
-    A closure can refer to other numbers at each call, so nothing compiled for one call may serve
-    another. Where all arguments are arrays or trees of numbers, the function is compiled once for
-    all calls alike: give a `jax.tree_util.Partial` of a function and its numbers for a closure.
+    A closure may refer to other values at each call, so a program that was compiled for one call
+    can't be reused. To compile once, pass a `jax.tree_util.Partial` of a function and its arrays
+    instead: if all arguments are arrays or trees of arrays, the program is reused for all calls
+    with equal structures and shapes.
 
     Args:
-        *static: positions of arguments that are no numbers and are compared by `==`.
+        *static: positions of arguments that are not arrays and are compared by `==`.
 
     Example:
         >>> @once()
@@ -85,8 +86,8 @@ def once(*static: int) -> Callable[[F], F]:
 class _Tree(NamedTuple):
     """The structure of arguments, and the classes in it.
 
-    JAX 0.10 takes trees of different dataclasses for equal where these have equally many fields,
-    and may then run the program that it compiled for another class.
+    JAX 0.10 compares trees of different dataclasses as equal if these have the same number of
+    fields, and may then run the program that it compiled for another class.
     """
 
     structure: Any
@@ -100,10 +101,11 @@ def _classes(structure: Any) -> tuple:
 
 @contextmanager
 def implicit_promotion() -> Iterator[None]:
-    """Within it JAX broadcasts ranks and promotes types by itself, as other libraries rely on.
+    """A context in which JAX broadcasts ranks and promotes types, for calls of other libraries.
 
-    The library itself does without, so that it runs under `jax_numpy_rank_promotion="raise"` and
-    `jax_numpy_dtype_promotion="strict"`, which a user may have set.
+    This library broadcasts and promotes explicitly, so it also runs under
+    `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"`, which a user may
+    have set. Other libraries, such as optax, do not.
 
     Example:
         >>> with jax.numpy_rank_promotion("raise"), implicit_promotion():

@@ -83,8 +83,8 @@ def returned_by(
     """What a function in a file returns.
 
     Args:
-        path: of the file.
-        name: of the function.
+        path: the path of the file.
+        name: the name of the function.
         kind: what it has to return.
         arguments: what it is called with.
         given: further ones by name, of which it receives those that it can take by name alone.

@@ -68,9 +68,9 @@ def experiment(
         objective: the name of the default objective.
         optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
             it is None. Another one that `arguments` choose has the numbers of its paper.
-        guidance_scale: of the samples of denoisers, and of networks that have the scale as an
-            input. Samples of other few-step models have no guidance.
-        num_steps: of the samples of denoisers; few-step models take 2.
+        guidance_scale: the guidance scale of the samples of denoisers, and of networks that have
+            the scale as an input. Samples of other few-step models have no guidance.
+        num_steps: the number of steps of the samples of denoisers; few-step models take 2.
         evaluated_steps: numbers of steps that are evaluated too; of few-step models 1, 2 and 4.
 
     Returns:

@@ -279,7 +279,7 @@ def check_wired(wired: Wired, batch_size: int, num_steps: int) -> None:
     Args:
         wired: the parts.
         batch_size: images a step.
-        num_steps: of the training.
+        num_steps: the number of steps of the training.
 
     Raises:
         UserError: the target can't be decoded on the path, dropout is of parts that the condition

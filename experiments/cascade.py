@@ -27,7 +27,8 @@ from diffjax.evaluation.image_statistics import Batches
 from diffjax.host.progress import progress
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import labels_in_mix, own_extractors, reference_of
+from diffjax.runs.measuring.evaluated_samples import labels_in_mix
+from diffjax.runs.measuring.measure import own_extractors, reference_of
 from diffjax.runs.samples.cascade import Cascade, Stage, check_level
 from diffjax.runs.samples.model import Model, Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe

@@ -25,7 +25,7 @@ from diffjax.evaluation.tables import three_digits as written
 from diffjax.host.files import write_json
 from diffjax.host.progress import progress
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import labels_in_mix, wanted_samples
+from diffjax.runs.measuring.evaluated_samples import labels_in_mix, wanted_samples
 from diffjax.runs.samples.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe

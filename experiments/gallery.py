@@ -91,9 +91,9 @@ class Wanted(NamedTuple):
     Attributes:
         subject: a class by number, or a prompt.
         guidance_scale: 1 is off.
-        num_steps: of the solver.
+        num_steps: the number of steps of the solver.
         solver: by name; "" for the run's own.
-        seed: of the noise.
+        seed: the seed of the noise.
         shown: `ESTIMATE` or `STATE`: which pictures on the way.
     """
 

@@ -66,9 +66,9 @@ class Part(NamedTuple):
 
     Attributes:
         images: real pictures, `[N, H, W, C]` in [-1, 1].
-        captions: of each.
-        attributes: of each.
-        rows: of those whose captions are prompts.
+        captions: the caption of each picture.
+        attributes: the attributes of each picture.
+        rows: the rows of those whose captions are prompts.
     """
 
     images: np.ndarray
@@ -203,9 +203,10 @@ def judged(
 
     Args:
         judge: the classifiers.
-        features: of the pictures.
-        captions: of the first of them, by which they are judged; none of held-out ones.
-        attributes: of all.
+        features: the features of the pictures.
+        captions: the captions of the first of them, by which they are judged; none of held-out
+            ones.
+        attributes: the attributes of all pictures.
         of: the number of captions that the right one is among.
     """
     shares, numbers = {}, {}

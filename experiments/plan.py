@@ -208,7 +208,7 @@ def _those_that_can_be(
     """Yields the plans of a search and prints why candidates are refused.
 
     Raises:
-        UserError: of the last candidate, if all of them are refused.
+        UserError: that of the last candidate, if all of them are refused.
     """
     refused, planned = None, 0
     for label, config in candidates:

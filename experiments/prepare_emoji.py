@@ -71,7 +71,7 @@ class Download:
     """A file that is fetched.
 
     Attributes:
-        name: of the file.
+        name: the name of the file.
         sha256: hex digest of it.
         command: what downloads it into the current folder; empty for an address.
         address: where it is from.

@@ -20,7 +20,7 @@ from diffjax.host.files import write_npz
 from diffjax.host.progress import progress
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.runs.measuring.measure import labels_in_mix, wanted_samples
+from diffjax.runs.measuring.evaluated_samples import labels_in_mix, wanted_samples
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
 from experiments.flags import cli, shared

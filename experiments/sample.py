@@ -34,7 +34,7 @@ from diffjax.reports.pictures import (
     save_png,
 )
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import conditions_to_show
+from diffjax.runs.measuring.evaluated_samples import conditions_to_show
 from diffjax.runs.samples.cascade import Cascade, Stage, at_level
 from diffjax.runs.samples.condition_files import read, read_states
 from diffjax.runs.samples.experts import Expert, batches_of_two

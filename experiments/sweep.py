@@ -396,11 +396,16 @@ def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
     return cells
 
 
+def cells_command(file: str, workdir: Path, extend: bool | str = False) -> list[str]:
+    """The words of the command that trains cells, but for their names."""
+    command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}"]
+    return [*command, f"--workdir={workdir}", *extend_flag(extend)]
+
+
 def worker_command(file: str, workdir: Path, extend: bool | str = False) -> list[str]:
     """The words of the command that starts a worker."""
-    command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}", "--worker"]
-    command += [f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
-    return [*command, *extend_flag(extend)]
+    since = datetime.now(UTC).isoformat()
+    return [*cells_command(file, workdir, extend), "--worker", f"--since={since}"]
 
 
 def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
@@ -410,7 +415,7 @@ def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
     except ValueError as error:
         raise UserError(f"--since={args.since} is not a time: {error}") from None
     cells = read_cells(workdir, sweep)
-    run = in_subprocess(args.sweep, workdir, extend_flag(args.extend))
+    run = in_subprocess(cells_command(args.sweep, workdir, args.extend), workdir)
     with stop_signals() as should_stop:
         work(
             units(cells, read_plan(workdir)["ensembles"]),

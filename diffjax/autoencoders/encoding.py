@@ -99,7 +99,7 @@ class Stored:
             at random. Mirrored latents are not the latents of mirrored images.
         dtype: "float16" or "float32". float16 rounds by 0.05 %, which is little beside the
             posterior's deviation, and halves the file.
-        seed: of samples.
+        seed: the seed of samples.
         shard_images: images of a shard, which is encoded again if it was not finished.
         extractor: what returns features `[B, rows, columns, numbers]` of images, which are stored
             beside the latents (`diffjax.evaluation.extractors.dinov2.dinov2_patches`); None for
@@ -156,7 +156,7 @@ def encode(
     P-th shard; on a restart there may be another number of them.
 
     Args:
-        dataset: of images.
+        dataset: a data set of images.
         codec: what encodes them.
         folder: where to write; it may be new, or hold a part of the same latents.
         stored: what is stored of each image.
@@ -207,7 +207,7 @@ def encode(
 
 
 def _check_whole(folder: Path, finished: Mapping[str, Any]) -> None:
-    """Refuses a finished folder whose files are there no more."""
+    """Refuses a finished folder whose files were deleted."""
     files = [folder / "codec.json", *(folder / f"{name}.npy" for name in names_of(finished))]
     for file in files:
         try:
@@ -492,7 +492,7 @@ class _Sums:
 
     Attributes:
         count: elements of a channel.
-        sum: of each channel.
+        sum: the sum of each channel.
         square: sums of squares, where latents are drawn the expected ones.
     """
 

@@ -78,12 +78,8 @@ class Setup:
     @cached_property
     def abstract(self) -> TrainState:
         """The training state as `ShapeDtypeStruct` with shardings."""
-        state = jax.eval_shape(self.parts.init, jax.eval_shape(lambda: jax.random.key(0)))
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            state,
-            sharding.state_shardings(state, self.mesh),
-        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return sharding.placed_shapes(jax.eval_shape(self.parts.init, key), self.mesh)
 
     @property
     def shardings(self) -> TrainState:

@@ -35,7 +35,7 @@ class Reconstruction:
     sum of errors.
 
     Args:
-        error: of a pixel, `l1` (latent diffusion) or `l2`.
+        error: the error of a pixel, `l1` (latent diffusion) or `l2`.
         kl_weight: weight of the KL divergence; 1e-6 in latent diffusion. Larger ones make latents
             more like noise, and images less sharp. It has no effect where latents have no
             posterior.

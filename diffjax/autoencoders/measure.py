@@ -21,10 +21,10 @@ class Quality(NamedTuple):
     """Means over images.
 
     Attributes:
-        psnr: of the images decoded from the means of posteriors, in dB.
+        psnr: the PSNR of the images decoded from the means of posteriors, in dB.
         median_psnr: its median.
         rate: bits of KL divergence for each number of an image; 0 without posteriors.
-        num_images: how many.
+        num_images: the number of images.
     """
 
     psnr: float
@@ -37,11 +37,11 @@ class Scaling(NamedTuple):
     """Over all images, positions and channels, of samples of the posteriors.
 
     Attributes:
-        mean: of latents; a codec subtracts it.
+        mean: the mean of latents; a codec subtracts it.
         std: the standard deviation; a codec divides by it.
-        channel_mean: of each channel.
-        channel_std: of each channel.
-        num_images: how many.
+        channel_mean: the mean of each channel.
+        channel_std: the standard deviation of each channel.
+        num_images: the number of images.
     """
 
     mean: float

@@ -20,11 +20,12 @@ class Perceptual:
     Images in grey are taken as colours of equal parts.
 
     Args:
-        path: of a file with all weights of `lpips.LPIPS(net="vgg")`, or of torchvision's VGG16; ""
-            leaves the distance out.
+        path: the path of a file with all weights of `lpips.LPIPS(net="vgg")`, or of torchvision's
+            VGG16; "" leaves the distance out.
         heads: beside torchvision's VGG16, the file `lpips/weights/v0.1/vgg.pth` of the package
             `lpips`.
-        weight: of the distance, to that of the mean error of a pixel; 1 in latent diffusion.
+        weight: the weight of the distance relative to the mean error of a pixel; 1 in latent
+            diffusion.
 
     Example:
         >>> x = jnp.zeros((2, 32, 32, 3))

@@ -34,8 +34,8 @@ class AdversaryState(NamedTuple):
     """What is trained beside the autoencoder: the `memory` of its `TrainState`.
 
     Attributes:
-        params: of the discriminator.
-        opt_state: of its optimizer.
+        params: the parameters of the discriminator.
+        opt_state: the state of its optimizer.
     """
 
     params: Any
@@ -48,12 +48,12 @@ class Parts:
 
     Attributes:
         autoencoder: the network.
-        loss: of the autoencoder.
+        loss: the loss of the autoencoder.
         adversary: the discriminator.
-        optimizer: of the autoencoder.
-        adversary_optimizer: of the discriminator.
-        averages: of the autoencoder's parameters.
-        image_shape: of the images.
+        optimizer: the optimizer of the autoencoder.
+        adversary_optimizer: the optimizer of the discriminator.
+        averages: the averages of the autoencoder's parameters.
+        image_shape: the shape of the images.
     """
 
     autoencoder: Autoencoder

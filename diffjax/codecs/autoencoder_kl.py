@@ -81,10 +81,10 @@ def autoencoder_at(path: str | Path, size: str = "sd-vae") -> AutoencoderKL:
     """The codec whose weights are at a path, with the hash that they have.
 
     Args:
-        path: of a file of weights, or of a folder of diffusers, whose `config.json` has the scale
-            of the latents; of a folder with a folder `vae`, of that.
-        size: of a file, which doesn't show the scale of its latents; of a folder, if it has the
-            weights of this size (`RESCALED`).
+        path: the path of a file of weights, or of a folder of diffusers, whose `config.json` has
+            the scale of the latents; of a folder with a folder `vae`, of that.
+        size: the size of the network in a file, which doesn't show the scale of its latents; of a
+            folder, only if it has the weights of this size (`RESCALED`).
 
     Raises:
         UserError: there are no such files, they can't be read, or no size has such a scale.

@@ -248,7 +248,7 @@ class AutoencoderFolder(Codec):
     what it returns.
 
     Args:
-        path: of the folder; of a run or a pipeline, whose folder `vae` is taken.
+        path: the path of the folder; of a run or a pipeline, whose folder `vae` is taken.
         sha256: hash of `config.json` and the weights; "" is that of the files as they are. Latents
             have it beside them, and a run that uses the codec in its config.
 
@@ -376,9 +376,9 @@ def codec_at(path: str | Path, size: str = "sd-vae") -> PublishedKL | Autoencode
     """The codec whose weights are at a path.
 
     Args:
-        path: of a file of a published AutoencoderKL, or of a folder of diffusers, a pipeline, or a
-            run that trained an autoencoder.
-        size: of a file, which doesn't show the scale of its latents; see
+        path: the path of a file of a published AutoencoderKL, or of a folder of diffusers, a
+            pipeline, or a run that trained an autoencoder.
+        size: the size of the network in a file, which doesn't show the scale of its latents; see
             `diffjax.codecs.autoencoder_kl.autoencoder_at`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The interface of a codec, and the codecs that change nothing."""
+"""The interface of codecs, codecs around other codecs, and the identity."""
 
 import hashlib
 from collections.abc import Callable
@@ -41,8 +41,8 @@ class Codec:
         name: its name in the provenance of every metric, such as `"taef2"`.
         sha256: hex digest of what defines it: the hashes of its weights, or the text of its
             definition (`sha256_of`). Latents of a codec with another hash are refused.
-        bounded: whether images lie in [-1, 1] and are files of 8 bits; then evaluation clips and
-            rounds them. False for values that are not images.
+        bounded: whether images lie in [-1, 1] and come from 8-bit files, so that evaluation clips
+            and rounds them. False for values that are not images.
         pixels: whether latents are the pixels themselves, so that they have 256 levels.
         stochastic: whether it has a `posterior`, of which `encode` returns the mean.
     """
@@ -127,7 +127,7 @@ class Codec:
 
     @property
     def latents(self) -> str:
-        """What its latents are: equal texts where networks of one work on those of the other."""
+        """An identifier of its latents, equal for codecs whose latents are interchangeable."""
         return f"{self.name} {self.sha256[:12]}".strip()
 
     def describe(self, latent_shape: Shape) -> str:
@@ -212,7 +212,7 @@ class Codec:
 
 
 class Around(Codec):
-    """A codec around another one, `codec`: all but what a subclass changes is that of the other."""
+    """A codec around another one, `codec`, which does all that a subclass does not change."""
 
     codec: Codec
 

@@ -21,7 +21,7 @@ class Embeddings(Codec):
         encode(e) = (e − mean)/std        decode(z) = z·std + mean
 
     Args:
-        path: of a prior's folder or file, with the tensors `clip_mean` and `clip_std`.
+        path: the path of a prior's folder or file, with the tensors `clip_mean` and `clip_std`.
         sha256: hash of both; "" is that of the file as it is.
 
     Example:

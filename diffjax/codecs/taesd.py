@@ -31,7 +31,7 @@ class TAESD(Codec):
             (`diffjax.models.taesd.sizes.ADDRESS`).
         size: `taef2`, `taef1`, `taesd3`, `taesdxl` or `taesd`.
         encoder_sha256: hex digest of the encoder's file; change it for another size than `taef2`.
-        decoder_sha256: of the decoder's file.
+        decoder_sha256: hex digest of the decoder's file.
 
     Example:
         >>> TAESD("folder").latent_shape((128, 64, 3)), TAESD("folder").image_shape((16, 8, 32))

@@ -31,7 +31,8 @@ class Tiled(Around):
         codec: any codec.
         tile: rows and columns of a tile, in elements of the latent; 64 is typical. Smaller latents
             are decoded as a whole.
-        overlap: of neighbouring tiles, in the same unit; 16 is typical, and less than `tile`.
+        overlap: the overlap of neighbouring tiles, in the same unit; 16 is typical, and less than
+            `tile`.
 
     Raises:
         UserError: tiles that overlap as a whole.

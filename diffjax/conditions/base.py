@@ -99,7 +99,7 @@ class Condition:
 
         Args:
             key: a random key.
-            cond: of n examples.
+            cond: the condition of n examples.
             rate: the probability, in [0, 1]; 0.1 is typical.
         """
         n = jax.tree.leaves(cond)[0].shape[0]
@@ -173,7 +173,7 @@ class Condition:
         """n conditions that cycle through all possible ones; None if these can't be listed.
 
         Args:
-            n: how many.
+            n: the number of conditions.
             most: the largest number of different ones.
         """
         del n, most

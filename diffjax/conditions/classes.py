@@ -165,7 +165,7 @@ def labels_called(
     Args:
         given: numbers, or texts as a command line has them.
         num_classes: 0 is unconditional, of which 0 alone is a label.
-        names: of the classes.
+        names: the names of the classes.
 
     Raises:
         UserError: the first that is no label, or is the name of several classes.

@@ -24,7 +24,7 @@ class Images(Condition):
 
     Attributes:
         shape: `(H, W, C)`.
-        name: of its array in a batch.
+        name: the name of its array in a batch.
 
     Example:
         >>> Images((8, 8, 3)).null(2).shape

@@ -40,8 +40,8 @@ class LowResolution(Images):
 
     Attributes:
         shape: `(h, w, C)` of the small images.
-        name: of their array in files; that of the levels is `NAME_level`.
-        path: of the noise, a path of `diffjax.process.paths`, whose times are the levels.
+        name: the name of their array in files; that of the levels is `NAME_level`.
+        path: the path of the noise, a path of `diffjax.process.paths`, whose times are the levels.
         most_level: the largest level in training; 0.3 to 0.999 on the cosine path. Up to noise
             alone, as in Imagen, a network has more to learn.
         factor: how many pixels of the image, in each direction, are one of the small image.

@@ -22,9 +22,9 @@ class Numbers(Condition):
     cropped, and those of the image itself. Podell et al. 2023 (arXiv:2307.01952), section 2.2.
 
     Attributes:
-        names: of the k numbers.
+        names: the names of the k numbers.
         usual: their values where none are chosen.
-        name: of their array in a batch.
+        name: the name of their array in a batch.
         negative_values: those of some names in the condition that guidance leads away from; else
             they are the same there.
 

@@ -38,7 +38,7 @@ class Tokens(Condition):
         length: the largest number of tokens, L; 77 for CLIP's text encoder.
         width: the width of a token's state, D; 768 for CLIP ViT-L.
         pooled_width: the width of the pooled vector, P; 0 for none.
-        name: of its arrays in a batch: `{name}_states`, `{name}_mask` and `{name}_pooled`.
+        name: the name of its arrays in a batch: `{name}_states`, `{name}_mask` and `{name}_pooled`.
 
     Example:
         >>> null = Tokens(length=4, width=8).null(2)

@@ -20,7 +20,7 @@ ANIMALS = (
     *("unicorn", "wolf"),
 )
 _COLOURED = re.compile(rf"({'|'.join(COLOURS)})(?: large)? ({'|'.join(THINGS)})")
-_TONE = re.compile(r" (light|medium-light|medium|medium-dark|dark) skin tone")
+_TONE = re.compile(rf" ({'|'.join(TONES)}) skin tone")
 
 HELD_OUT_NAMES = (
     "green heart",
@@ -71,7 +71,7 @@ class Parts(NamedTuple):
     """What a name says; "" where it says nothing.
 
     Attributes:
-        colour: of a thing of one colour.
+        colour: the colour of a thing of one colour.
         thing: that has it.
         who: `woman` or `man`.
         role: what they are or do; of a name without tone and who, all of it.
@@ -107,7 +107,7 @@ def attributes_of(name: str, group: str) -> dict[str, str]:
     """What classifiers can see of what a name says, by attribute; empty ones are left out.
 
     Args:
-        name: of the emoji.
+        name: the name of the emoji.
         group: that it is listed in, such as "Food & Drink".
 
     Example:

@@ -20,7 +20,7 @@ def featured(data: DataSet, extractor: Any) -> DataSet:
     them. They are of the images as they are, so that training takes no augmentation.
 
     Args:
-        data: of images.
+        data: a data set of images.
         extractor: what returns features of places
             (`diffjax.evaluation.extractors.dinov2.dinov2_patches`).
 

@@ -203,7 +203,8 @@ def latents(
             it takes the means.
         given: the condition of the images, where it is not their classes, such as `Prompts`; its
             arrays lie in the folder, by their names in a batch.
-        label_names: of the classes, where the folder has none: `imagenet`, or "" for their numbers.
+        label_names: the names of the classes, where the folder has none: `imagenet`, or "" for
+            their numbers.
 
     Raises:
         UserError: the files are missing; their arrays have other names, types or shapes, such as

@@ -91,7 +91,7 @@ def upscaling(
     Args:
         dataset: the images.
         factor: how many pixels of an image are one of the small image, in each direction.
-        path: of the noise in small images.
+        path: the path of the noise in small images.
         most_level: the largest level of noise in training, a time on the path; 0.3 to 1.
 
     Raises:

@@ -41,8 +41,8 @@ class Bucket(NamedTuple):
     """The rows of a source whose images have one shape.
 
     Attributes:
-        rows: of them.
-        image_shape: `(H, W, C)`.
+        rows: the rows.
+        image_shape: the shape `(H, W, C)` of their images.
     """
 
     rows: range
@@ -96,7 +96,7 @@ class Source(Protocol):
         """The batch for training; where a source has several versions of an image, one of them.
 
         Args:
-            rows: as of `gather`, which is the default.
+            rows: as in `gather`, which is the default.
             uniforms: a random number in [0, 1) for each row.
         """
         del uniforms

@@ -27,8 +27,8 @@ class NoisyClassifier:
 
     Attributes:
         network: `(x, noise label) -> logits`.
-        path: of the model.
-        precond: of the model, which has the classifier's noise labels as well.
+        path: the path of the model.
+        precond: the preconditioning of the model, which has the classifier's noise labels as well.
     """
 
     network: Any

@@ -123,9 +123,9 @@ def convert(
         to: the layout, one of `TARGETS`.
         out: a folder, which must not have files; the one above it must exist.
         family: `DiT` or `SiT`, whose tensors are the same, where the name of a file does not tell.
-        settings: of the network, such as `num_heads` of one of no published size.
-        part: of a file of torch with several, such as `model`; by default the averages.
-        file_format: of the authors' layout, `torch` or `safetensors`.
+        settings: settings of the network, such as `num_heads` of one of no published size.
+        part: the part of a torch file that has several, such as `model`; by default the averages.
+        file_format: the format of the authors' layout, `torch` or `safetensors`.
         allowed_packages: whose callables the config of a run may name.
 
     Returns:

@@ -45,7 +45,8 @@ def few_steps(names: Iterable[str]) -> FewSteps | None:
     """How a network of few steps is sampled, by the last name that says so; None if none does.
 
     Args:
-        names: of a folder or file and of what is added to it: a network's file, files of LoRA.
+        names: the names of a folder or file and of what is added to it: a network's file, files of
+            LoRA.
 
     Example:
         >>> few_steps(["sdxl-base", "sdxl_lightning_8step_lora.safetensors"]).num_steps

@@ -33,7 +33,7 @@ from diffjax.text import (
 from diffjax.text.encoders import Sizes
 
 Components = Mapping[str, Any]
-"""What is in the place of parts of a pipeline, by their names: paths, and a scheduler's entries."""
+"""Replacements of parts of a pipeline by name: paths, and entries of the scheduler's config."""
 NO_COMPONENTS: Components = MappingProxyType({})
 SCHEDULER = "scheduler"
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -43,7 +43,7 @@ _CODECS: Mapping[str, Callable[[str], Codec]] = {
     "movq": AutoencoderFolder,
     _PRIOR: Embeddings,
 }
-"""The part that makes pictures, or embeddings, of samples, and what reads it."""
+"""The parts that decode samples to pictures or embeddings, and the codecs that read them."""
 DENOISERS = ("unet", "transformer", _PRIOR)
 NETWORKS = (*DENOISERS, "vae", "movq", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
@@ -58,11 +58,11 @@ _CLASSES = (
     _CHATS,
 )
 """The classes of text encoders of transformers that are known here."""
-_ASKED = (
+_CHAT_MARKS = (
     "<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
 )
-"""What a prompt stands between, for Qwen3: its `chat_template` with `enable_thinking=False`."""
+"""The text before and after a prompt of Qwen3: its `chat_template` with `enable_thinking=False`."""
 
 
 def is_pipeline(path: Path) -> bool:
@@ -83,7 +83,7 @@ def texts_of(path: Path) -> list[str]:
 
 
 def reads_prompts(path: Path) -> bool:
-    """Whether a path is a pipeline that makes pictures of texts, or of what a prior makes of them.
+    """Whether a path is a pipeline whose pictures depend on texts, directly or through a prior.
 
     Example:
         >>> reads_prompts(Path("no such folder"))
@@ -113,11 +113,11 @@ def part_of(pipeline: Path, name: str, components: Components = NO_COMPONENTS) -
 
 
 def check_components(components: Components, known: Sequence[str], source: Path) -> None:
-    """Refuses what can't be in the place of a part of a pipeline, before anything is read.
+    """Refuses replacements that no part of a pipeline can have, before anything is read.
 
     Args:
-        components: what is given.
-        known: the names that there may be.
+        components: the replacements by name.
+        known: the names of the parts.
         source: the pipeline or file, for errors.
 
     Raises:
@@ -217,7 +217,7 @@ def prompts_of(
         folder = part_of(pipeline, names[0], components)
         depth = int(read_object(folder / CONFIG)["num_hidden_layers"])
         layers = tuple(depth * quarter // 4 for quarter in (1, 2, 3))
-        how = {"layer": layers, "normed": False, "padding": False, "around": _ASKED}
+        how = {"layer": layers, "normed": False, "padding": False, "around": _CHAT_MARKS}
         encoder = read(names[0], length=tokens.length, **how)
     elif _PRIOR in part_names(entries):
         encoder = read(clips[0], padding=False)

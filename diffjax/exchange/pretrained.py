@@ -213,8 +213,8 @@ def from_pretrained(
     (`Published`); arguments of `sample` change the latter. No code of a file is run.
 
     Args:
-        path: of a file of torch or safetensors, or of a folder or a pipeline of diffusers. Of a
-            checkpoint with several sets of weights, averages are read.
+        path: the path of a file of torch or safetensors, or of a folder or a pipeline of diffusers.
+            Of a checkpoint with several sets of weights, averages are read.
         codec: what decodes samples: a name in `diffjax.choices.CODECS`, perhaps with settings
             (`taef2:path=FOLDER`); a file of an AutoencoderKL, or a folder of diffusers, here or
             beside the network's file; or a value. With None it is that of the pipeline, or of a
@@ -235,8 +235,9 @@ def from_pretrained(
         texts: whether the text encoders of a pipeline are read. If not, the condition is what they
             return, `TokenStates`, and their folders need not be there.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
-        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
-            texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
+        **settings: settings of the network, as `dtype="bfloat16"` or `attention="chunked"`. A
+            network of texts keeps its kernels in `dtype`, and so do the text encoders of its
+            pipeline.
 
     Raises:
         UserError: the file can't be read, or is of no known family or of several; no such codec,
@@ -284,7 +285,7 @@ class Options(NamedTuple):
         components: in the place of components of a pipeline.
         prior: what makes image embeddings of texts.
         texts: whether text encoders are read.
-        settings: of the network.
+        settings: settings of the network.
     """
 
     codec: str | Path | Codec | None = None
@@ -323,7 +324,7 @@ def described(path: str | Path, options: Options = Options(), arguments: str = "
     """What a published network is, without reading its weights.
 
     Args:
-        path: of its file or folder.
+        path: the path of its file or folder.
         options: what is in the place of its own.
         arguments: choices on the axes of a config, as `target=v`, in the place of those that the
             network was trained with.
@@ -426,10 +427,10 @@ def recognised(
     """The network that a file or a folder has; DiT and SiT differ by its name alone.
 
     Args:
-        path: of the file or folder.
+        path: the path of the file or folder.
         family: the name of the network's class, where the name of the file does not tell.
         settings: further ones of the network, such as the number of heads of no published size.
-        part: of a file of torch with several, such as `ema`.
+        part: the part of a torch file that has several, such as `ema`.
 
     Raises:
         UserError: it has none that is known, or the name does not tell.

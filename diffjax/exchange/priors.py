@@ -43,7 +43,7 @@ class ImagePrior:
     Attributes:
         run: the prior, of `from_pretrained`.
         chosen: what of its recipe is another than its own: 25 steps at a guidance scale of 4.
-        seed: of its noise.
+        seed: the seed of its noise.
 
     Raises:
         UserError: the run is no prior in a folder of a pipeline.

@@ -48,7 +48,7 @@ class _Kind(NamedTuple):
 
     Attributes:
         solver: its name, or a function of the entries that returns a spec.
-        spacing: of the grid, where the entries have none.
+        spacing: the spacing of the grid, where the entries have none.
         left_out: steps of the grid that it counts and does not take.
         keeps_noise: whether `set_alpha_to_one=False` leaves noise in samples.
         scaled: whether the starting noise has the deviation of the path, but for `leading`.
@@ -199,9 +199,9 @@ def schedule_of(
     """What a scheduler's config means here.
 
     Args:
-        entries: of `scheduler_config.json`.
+        entries: the entries of `scheduler_config.json`.
         source: the file, for errors.
-        num_tokens: of an image, on which a dynamic shift depends.
+        num_tokens: the number of tokens of an image, on which a dynamic shift depends.
         uniform: whether flow matching has the times 1, …, 2/n, 1/n before they are shifted, which
             pipelines of Flux set; else the last one is that of the scheduler, 0.001 as a rule.
         by_steps: whether a dynamic shift depends on the number of steps, as in Flux.2.
@@ -370,7 +370,7 @@ def _flow(entries: Entries, num_tokens: int, uniform: bool, by_steps: bool) -> S
     else:
         shift = float(entries.get("shift", 1.0))
         # The smallest of the shifted times is shifted again, with all others.
-        least = shift * least / (1.0 + (shift - 1.0) * least)
+        least = shifts.shifted(least, shift)
     times = spec(grids.Power) if uniform else spec(grids.DownTo, least=least)
     label = spec(precond.TimeLabel, scale=float(number))
     return Schedule(

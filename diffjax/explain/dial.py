@@ -50,11 +50,11 @@ def dial(
 
     Args:
         model: the network.
-        recipe: of the run.
+        recipe: the recipe of the run.
         condition: k rows.
         labels: `[k]`, their classes, for the accuracy.
         extractor: with logits for these classes; None for no accuracy.
-        seed: of the noise.
+        seed: the seed of the noise.
 
     Raises:
         UserError: the model can't be sampled with guidance.

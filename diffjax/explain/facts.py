@@ -1,4 +1,4 @@
-"""All that a page says about a run, as numbers and pictures."""
+"""Computes the numbers and pictures of the page that explains a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +22,8 @@ from diffjax.explain.way_back import WayBack, way_back
 from diffjax.host.progress import progress
 from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run, load
-from diffjax.runs.measuring.measure import conditions_to_show, own_extractor
+from diffjax.runs.measuring.evaluated_samples import conditions_to_show
+from diffjax.runs.measuring.measure import own_extractor
 from diffjax.runs.samples.model import Model
 from diffjax.runs.workdirs import checkpoint_steps
 from diffjax.wiring import check_recipe
@@ -36,12 +37,12 @@ class Means:
     """The pictures of one step beside the means of training pictures.
 
     Attributes:
-        nearest: `[B, H, W, C]`, the mean that is nearest to each.
-        titles: its class; None for a model of no classes.
-        to_mean: the mean distance of the pictures to them.
+        nearest: `[B, H, W, C]`, the nearest class mean of each picture.
+        titles: the classes of these means; None for a model without classes.
+        to_mean: the mean distance of the pictures to these means.
         of_examples: the mean distance of the training pictures to the mean of their class.
-        examples: `[n, H, W, C]`, some of which the first of them is the mean.
-        num_examples: pictures that the means are of.
+        examples: `[n, H, W, C]`, some of the training pictures in the first mean.
+        num_examples: the number of pictures that the means are computed from.
     """
 
     nearest: np.ndarray
@@ -54,12 +55,12 @@ class Means:
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents of pictures, from which the codec makes these.
+    """Latents, and the pictures that the codec decodes them to.
 
     Attributes:
-        codec: its description.
-        values: `[n, h, w, c]`.
-        pictures: `[n, H, W, C]`.
+        codec: the description of the codec.
+        values: the latents, `[n, h, w, c]`.
+        pictures: the decoded pictures, `[n, H, W, C]`.
     """
 
     codec: str
@@ -72,27 +73,27 @@ class Facts:
     """A run as its page shows it; pictures are decoded, in [-1, 1].
 
     Attributes:
-        run: at the checkpoint whose weights are shown.
-        name: of the data.
-        num_train: training pictures.
+        run: the run at the checkpoint whose weights are shown.
+        name: the name of the data.
+        num_train: the number of training pictures.
         picture_shape: `(H, W, C)`.
         meaning: what the network predicts.
-        titles: of the shown training pictures and samples; None without.
+        titles: the titles of the shown training pictures and samples; None without.
         kind: a description of the condition; "" without one.
         clean: `[n, H, W, C]`, training pictures.
-        levels: these at noise levels.
-        lesson: a training step.
+        levels: the same pictures at several noise levels, with predictions.
+        lesson: one training step.
         lesson_levels: the noise levels of its pictures.
-        lesson_titles: of its pictures; None without, "" where the condition was dropped.
+        lesson_titles: the titles of its pictures; None without, "" where the condition was dropped.
         way: samples in many steps and in one.
-        way_titles: of the samples.
+        way_titles: the titles of the samples.
         to_training: `[n]`, the distance of each of the samples to the nearest training picture.
         means: why one step blurs.
         dial: guidance; None where it does not apply.
-        dial_titles: of its conditions.
-        real_variety: that of training pictures of one class; None without classes.
-        no_dial: why there is no dial.
-        parts: of the network.
+        dial_titles: the titles of its conditions.
+        real_variety: the variety of training pictures of one class; None without classes.
+        no_dial: the reason why guidance is not shown; "" if it is.
+        parts: the parts of the network.
         latents: None for a model of pictures.
     """
 
@@ -126,10 +127,10 @@ def gather(
     """Computes all that the page of a run shows.
 
     Args:
-        run: whose weights are shown.
-        dataset: that it is trained on.
+        run: the run whose weights are shown.
+        dataset: the data that it is trained on.
         lesson_of: the run at the checkpoint whose next training step is shown; by default `run`.
-        num_steps: of the long way back.
+        num_steps: the number of steps of the long way back.
 
     Raises:
         UserError: a run that does not start from noise.
@@ -195,9 +196,9 @@ def gathered(
     num_steps: int = NUM_LEVELS,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Facts:
-    """The facts of a run's folder; its training step is the one after its first checkpoint.
+    """The facts of a run's folder, with the training step that follows its first checkpoint.
 
-    That of step 0 does not count, whose network has learned nothing.
+    A checkpoint of step 0 is passed over, since its network has learned nothing.
 
     Raises:
         UserError: no trained run there, its data are missing, or as `gather`.

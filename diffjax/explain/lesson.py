@@ -29,7 +29,7 @@ class OneWeight(NamedTuple):
     """One of the network's numbers in a step: that with the largest gradient.
 
     Attributes:
-        name: of the array that it is in.
+        name: the name of the array that it is in.
         before: its value.
         slope: the derivative of the mean loss with respect to it.
         after: its value after the step.
@@ -61,7 +61,7 @@ class Lesson(NamedTuple):
         loss: their mean.
         loss_after: the same on the same pictures, times and noise, after the step.
         gradient_norm: over all weights.
-        learning_rate: of this step.
+        learning_rate: the learning rate of this step.
         weight: one of the weights.
         average: the name of the averaged weights; "" without.
     """

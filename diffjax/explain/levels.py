@@ -71,7 +71,7 @@ def at_levels(
         grid: the times of its sampling.
         images: `[n, h, w, c]`, clean, as the network has them.
         condition: n rows.
-        seed: of the noise.
+        seed: the seed of the noise.
     """
     path, n, numbers = model.wired.path, len(images), np.array(SHOWN)
     t = times_of_levels(grid, path)[numbers]

@@ -18,7 +18,7 @@ class Part(NamedTuple):
         name: as in the tree of parameters.
         kind: the class of the module.
         places: positions: pixels of a map, tokens, or 1 of a vector.
-        side: of the square that so many places are: `√places`.
+        side: the side of the square that so many places are: `√places`.
         width: numbers at each place.
         num_params: in it.
     """

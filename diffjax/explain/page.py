@@ -72,11 +72,11 @@ def write_explanation(
     """Writes the page of a run.
 
     Args:
-        workdir: of the run.
+        workdir: the folder of the run.
         out: the file; by default `explain.html` in the run's folder.
         weights: `live` or the name of an average.
         data_path: where the data lie now, if they have moved.
-        num_steps: of the long way back.
+        num_steps: the number of steps of the long way back.
         allowed_packages: whose callables the saved config may name.
 
     Returns:

@@ -62,10 +62,10 @@ def way_back(model: Model, recipe: Recipe, condition: Any, num_steps: int, seed:
 
     Args:
         model: the network.
-        recipe: of the run; its grid is kept.
-        condition: of the samples.
-        num_steps: of the long walk.
-        seed: of the noise.
+        recipe: the recipe of the run; its grid is kept.
+        condition: the condition of the samples.
+        num_steps: the number of steps of the long walk.
+        seed: the seed of the noise.
 
     Raises:
         UserError: a solver that does not end in the prediction; the model can't be sampled so.

@@ -41,9 +41,10 @@ class Facts:
 
     Attributes:
         python: version, as `(3, 12, 4)`.
-        versions: of installed packages, by normalised name.
-        requirements: of installed packages, by the package that has them.
-        extras: of diffjax, with the requirements of each, those of extras inside it included.
+        versions: the versions of installed packages, by normalised name.
+        requirements: the requirements of installed packages, by the package that has them.
+        extras: the extras of diffjax, with the requirements of each, those of extras inside it
+            included.
         devices: those of JAX.
         jax_error: why JAX found no devices; empty if it did.
         nvidia_driver: version of the kernel's NVIDIA driver; empty without one.

@@ -21,7 +21,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     process, and then renamed. Several processes may write the same file; the last one wins.
 
     Args:
-        path: of the file; its folder must exist.
+        path: the path of the file; its folder must exist.
         content: text (written as UTF-8) or bytes.
 
     Example:

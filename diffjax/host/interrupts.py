@@ -104,7 +104,7 @@ def stop_at_once(message: str) -> Iterator[None]:
     In a run of several processes, and outside the main thread, it changes nothing.
 
     Args:
-        message: of the error: what was stopped, and how it goes on.
+        message: the message of the error: what was stopped, and how it goes on.
 
     Example:
         >>> with stop_signals() as should_stop, stop_at_once("stopped while drawing"):

@@ -1,4 +1,4 @@
-"""Lines that say what a program does while it takes long, and how long it still takes."""
+"""Log lines of what a program is doing when that takes long, with an estimate of the time left."""
 
 import logging
 import threading
@@ -13,11 +13,11 @@ _LOG = logging.getLogger("diffjax")
 
 
 class Progress:
-    """What is done, how much of it, and since when.
+    """The progress of a piece of work: what it is, how much is done, and since when.
 
     Args:
         what: a phrase such as "drawing 64 samples".
-        total: the amount of work, in any unit; 0 where nobody knows.
+        total: the amount of work, in any unit; 0 if it is unknown.
         clock: a clock in seconds.
 
     Example:
@@ -51,10 +51,10 @@ class Progress:
             self._first = self._first or self._last
 
     def line(self) -> str:
-        """The phrase, and the time that is left, where it can be estimated, or since it began.
+        """The phrase with an estimate of the time left, or with the time since it began.
 
-        The first part is left out of the estimate once there is a second: it compiles. Where a part
-        takes longer than all that was left by the estimate, that is no estimate any more.
+        The estimate leaves out the first part once there is a second one, because the first may
+        include compilation. It is dropped when a part takes longer than all of the estimated time.
         """
         now, (last, done) = self._clock(), self._last
         so_far = f"{self._what}, {tqdm.format_interval(round(now - self._since))} so far"
@@ -79,7 +79,7 @@ def progress(
 
     Args:
         what: a phrase such as "compiling the training step".
-        total: as of `Progress`; call `at` of what this yields to count.
+        total: as in `Progress`; call `at` of what this yields to count.
         after_seconds: the time without a line, so that quick blocks have none.
         every_seconds: from one line to the next.
         log: receives the lines.

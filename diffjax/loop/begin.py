@@ -75,8 +75,8 @@ def restore_or_init(
     It is resumed, else initialised, else fresh, as `diffjax.loop.loop.train_and_evaluate` explains.
 
     Args:
-        setup: of the run.
-        checkpoints: of the run.
+        setup: the setup of the run.
+        checkpoints: the checkpoints of the run.
         dataset: what it trains on.
         initial: from `initial_weights`, checked before anything was written.
         restart: the schedule of a checkpoint up to this step starts anew.

@@ -28,7 +28,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import conditions_to_show
+from diffjax.runs.measuring.evaluated_samples import conditions_to_show
 from diffjax.runs.parts import Parts
 from diffjax.runs.samples.model import Request
 from diffjax.training.averages import power_name
@@ -85,10 +85,10 @@ class Recorder:
             self._beats.enter_context(beat)
 
     def draw_beginning(self, state: TrainState) -> None:
-        """Writes the picture of the first step, if it should have one that is not there.
+        """Writes the picture of the first step if it is due and missing.
 
-        That is of step 0 where a run begins with trained weights, and of a step at which a run was
-        stopped while it drew.
+        It is due at step 0 if the run begins with trained weights. It may be missing at the step
+        where a run was stopped while it drew the picture.
         """
         step = int(state.step)
         every = self._config.sample_every_steps
@@ -137,7 +137,7 @@ class Recorder:
         return stop or any(self._every(steps, step) for steps in every)
 
     def keep(self, step: int, state: TrainState, stop: bool) -> None:
-        """Writes the picture, the snapshot and the checkpoint of a step, those that are due."""
+        """Writes what is due after a step: the picture, the snapshot and the checkpoint."""
         if self._every(self._config.sample_every_steps, step):
             self._draw(step, state)
         if self._snapshots and self._every(self._config.snapshot_every_steps, step):

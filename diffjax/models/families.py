@@ -183,8 +183,9 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     """Recognises the network and the layout of a published file or folder.
 
     Args:
-        path: of a file of torch or safetensors, a folder of diffusers, or a pipeline of it.
-        part: of a file of torch with several, such as `ema`; see `read_state_dict`.
+        path: the path of a file of torch or safetensors, a folder of diffusers, or a pipeline of
+            it.
+        part: the part of a torch file that has several, such as `ema`; see `read_state_dict`.
         network: the name of the network's class, where several have the names: `SiT`.
         **settings: further ones of the network, such as the number of heads of no published size.
 

@@ -128,7 +128,7 @@ def with_factors(params: Any, factors: Mapping[str, Factors]) -> tuple[Any, Lora
     """Parameters with A and B beside their kernels, and the layers that have them.
 
     Args:
-        params: of a network, whose blocks may be stacked.
+        params: the parameters of a network, whose blocks may be stacked.
         factors: A and B by layer, of any ranks, from `factors_of`.
 
     Returns:

@@ -5,7 +5,7 @@ Published networks are settings of it: ADM (`models/adm`), DDPM (`models/ddpm`),
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,18 @@ def num_groups(channels: int) -> int:
         (32, 16, 12)
     """
     return max(n for n in range(1, 33) if channels % n == 0 and (n == 1 or channels >= 4 * n))
+
+
+def multipliers_of(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
+    """`channel_multipliers` of a U-Net: the channels of its levels divided by `channels`.
+
+    They are integers where `channels` divides them, as in the published settings.
+
+    Example:
+        >>> multipliers_of(64, [32, 64, 128])
+        (0.5, 1, 2)
+    """
+    return tuple(w / channels if w % channels else w // channels for w in widths)
 
 
 class GroupNorm(nn.Module):
@@ -137,6 +149,10 @@ class Embedding:
     added_width: NotNegative[int] = 0
     guidance_width: NotNegative[int] = 0
     embedded_guidance: float = 8.0
+
+
+WITHOUT_NULL_ROW = Embedding(null_row=False)
+"""The null label adds nothing, as in ADM, EDM and Stable Diffusion's upscalers."""
 
 
 @dataclass(frozen=True)
@@ -370,7 +386,7 @@ class UNet(nn.Module):
             `diffjax.models.layers.common.QKV_ORDERS`.
         sparse_attention: whether on the way up only the last block of a level is followed by
             attention, as in DDPM++.
-        norm_epsilon: of all group norms; 1e-5 in ADM, 1e-6 in DDPM and DDPM++.
+        norm_epsilon: ε of all group norms; 1e-5 in ADM, 1e-6 in DDPM and DDPM++.
         skip_scale: the factor after each sum of a block; √½ in DDPM++, which keeps the variance.
         embedding: how noise label and class are embedded.
         resampling: how maps are halved and doubled.

@@ -46,7 +46,7 @@ class ViT(nn.Module):
         grid: the number of patches per side for which there are positions; 37 in DINOv2, 24 in CLIP
             L/14 at 336 pixels.
         patch: the side of a patch in pixels; 14 in both.
-        epsilon: of the normalisations; 1e-6 in DINOv2, 1e-5 in CLIP.
+        epsilon: ε of the normalisations; 1e-6 in DINOv2, 1e-5 in CLIP.
         activation: the nonlinearity of the MLP.
         num_registers: the number of extra tokens that belong to no patch (Darcet et al. 2023,
             arXiv:2309.16588); 0 or 4.
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
     Attributes:
         num_heads: the number of attention heads.
-        epsilon: of the normalisations.
+        epsilon: ε of the normalisations.
         activation: the nonlinearity of the MLP.
         layer_scale: whether each branch has a learned factor per channel.
         mlp_width: the width between the layers of the MLP; 4 times that of a token by default.

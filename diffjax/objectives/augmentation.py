@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: images are changed, and the network knows how."""
+"""Non-leaky augmentation: images are transformed, and the network is conditioned on how."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Change(NamedTuple):
     Attributes:
         flips: from left to right, and from top to bottom.
         scale: the log of the scale, in units of `scale_std` and to the base 2.
-        angle: of the rotation.
+        angle: the angle of the rotation.
         stretch: as `scale`, along one direction, and the inverse across it.
         direction: the angle of that direction.
         shift: to the right and down, in units of `shift_std` of the image's width and height.

@@ -1,4 +1,4 @@
-"""What every objective offers, so that one training step serves them all."""
+"""The interface of objectives, which the training step and sampling use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,25 +56,27 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Traits:
-    """What an objective is, for everything that uses it without knowing its class.
+    """The properties of an objective that other code needs; nothing else depends on its class.
 
     Attributes:
-        inputs: images that the network has as input, one after the other in the channels.
-        outputs: outputs of the network for each channel of an image; samplers use the first.
-        needs_source: whether a batch must hold the other end of each image, its `source`.
-        starts_at_source: whether samples, too, start at a source and not at noise.
+        inputs: the number of images at the network's input, concatenated along the channels.
+        outputs: the number of the network's outputs per channel of an image; samplers use the
+            first.
+        needs_source: whether a batch must have a `source` image for each image.
+        starts_at_source: whether sampling starts from a source image instead of noise.
         independent_noise: whether the noise in `x_t` is `s·eps` with eps independent of the data.
         learned_variance: whether the second output is the variance of a reverse step.
         has_teacher: whether the loss depends on the weights of `config.teacher`.
-        distils: whether these have to be another run's, of a denoiser with the same path and
+        distils: whether the teacher must be another run, a denoiser with the same path and
             preconditioning.
-        copies: names of further networks that the objective trains beside the network: copies of
-            its parameters to begin with, under these names in the same tree.
-        network_every: steps from one update of the network to the next; what the objective trains
-            beside it is updated in each, by an optimizer of its own. 0 is one optimizer for all.
-        own_rate: the factor of that optimizer's learning rate.
-        scales: the least and the largest scale of guidance that the network has as an input; None
-            where it has none.
+        copies: names of further networks that the objective trains. Each starts as a copy of the
+            network's parameters, and is stored in the same tree under its name.
+        network_every: the number of steps between two updates of the network. The objective's own
+            parameters are updated in every step, by an optimizer of their own. 0 is one optimizer
+            for all parameters.
+        own_rate: the factor of the learning rate of the objective's own parameters.
+        scales: the lowest and the highest scale of guidance that the network has as an input; None
+            if it has no such input.
         guides_teacher: whether the loss guides its teacher, a network without that input.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         features: rows, columns and numbers of what a batch holds as `features` beside each image;
@@ -109,11 +111,11 @@ class Traits:
 def own_params(
     objective: "Objective", key: OneKey, network: Any, hidden_size: int = 1
 ) -> dict[str, Any]:
-    """What an objective trains beside a network, by name: its own parameters, and copies.
+    """The parameters that an objective adds to the network's, by name, and its copies.
 
     Args:
         objective: any.
-        key: of the draw.
+        key: the random key of the draw.
         network: the parameters of the network, of which `Traits.copies` are copies.
         hidden_size: the width of its tokens.
     """
@@ -130,7 +132,7 @@ def hidden_of(output: Samples, traits: Traits) -> tuple[Array, ...]:
 
 
 class Objective:
-    """A loss per example; everything that an objective may need is handed to it.
+    """A loss per example, a function of the network, its parameters, the teacher's and a batch.
 
     A subclass is a frozen dataclass with `path` and `precond` (shared with sampling) and a
     `__call__`. The rest has defaults, for objectives that learn or remember nothing of their own.
@@ -145,14 +147,14 @@ class Objective:
 
     @property
     def traits(self) -> Traits:
-        """What this objective is; by default a denoiser of one image, from independent noise."""
+        """The properties of this objective; by default those of a denoiser of independent noise."""
         return Traits()
 
     def init_params(self, key: OneKey, hidden_size: int = 1) -> dict[str, Any]:
         """Further parameters that are trained with those of the network, by name.
 
         Args:
-            key: of the draw.
+            key: the random key of the draw.
             hidden_size: the width of the network's tokens, for what takes these.
         """
         del key, hidden_size
@@ -177,8 +179,8 @@ class Objective:
             apply: the network.
             params: live, those that the loss is differentiated by.
             teacher_params: the weights of `config.teacher`: an average, live, or those of another
-                run; an objective whose loss depends on them says so (`Traits.has_teacher`).
-            key: of this step.
+                run. An objective whose loss depends on them has `Traits.has_teacher`.
+            key: the random key of this step.
             batch: `image` `[B, …]`, `cond`, the condition of the examples (a tree of arrays with B
                 rows), and `source` where it is needed.
             progress: how far training is.

@@ -62,7 +62,8 @@ class Perceptual:
     weights are constants of the compiled training step.
 
     Attributes:
-        path: of a file with all weights of `lpips.LPIPS(net="vgg")`, or of torchvision's VGG16.
+        path: the path of a file with all weights of `lpips.LPIPS(net="vgg")`, or of torchvision's
+            VGG16.
         heads: beside torchvision's VGG16, the file `lpips/weights/v0.1/vgg.pth`.
         side: the length of the sides to which images are enlarged, by linear interpolation; 0
             leaves them as they are, 224 is that of consistency models. VGG16 needs at least 16.

@@ -32,7 +32,7 @@ class Projector(nn.Module):
     Call with tokens `[B, rows, columns, D]`; returns `[B, rows, columns, numbers]`.
 
     Attributes:
-        numbers: of a feature.
+        numbers: the length of a feature vector.
         hidden_size: the width of the layers between; 2,048 in REPA.
         spatial: whether it is one convolution of 3x3 tokens instead, as in iREPA.
     """

@@ -319,9 +319,8 @@ class Contrastive(Wrapper):
 
         loss - scale·w·mean_pixels (prediction - target_other)²
 
-    where the other example is the next one in the batch. The minimiser is not the denoiser, on
-    purpose. Stoica et al. 2025
-    (arXiv:2506.05350), equation 5.
+    where the other example is the next one in the batch. The minimiser is intentionally not the
+    denoiser. Stoica et al. 2025 (arXiv:2506.05350), equation 5.
 
     Attributes:
         objective: the first term.

@@ -32,7 +32,7 @@ def descent(
         learning_rate: its peak, at least 0; it depends on the rule. AdamW: 1e-3 for small networks,
             1e-4 for DiT.
         warmup_steps: the n-th of them has n/warmup_steps of the peak; by default 100, 0 for none.
-        schedule: of the rate after the warm-up.
+        schedule: the schedule of the rate after the warm-up.
         clip_norm: largest global norm of the gradient, above 0; by default 1. `inf` clips nothing.
 
     Example:

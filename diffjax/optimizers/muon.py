@@ -42,7 +42,7 @@ class Muon:
 
     Args:
         momentum: decay of the mean gradient, from 0 to below 1.
-        weight_decay: of Muon's matrices, per step, times its rate; 0 to 0.1.
+        weight_decay: the weight decay of Muon's matrices, per step, times its rate; 0 to 0.1.
         eps: added to the norm of a matrix, above 0.
         adamw: the rule of the other parameters.
         adamw_share: its rate over Muon's, at least 0; by default 3e-4 of AdamW to 0.02 of Muon.

@@ -68,7 +68,7 @@ class RiseFromZero:
     rise of `warmup_steps` is one step ahead of it, so that each step counts.
 
     Args:
-        steps: of the rise; 5,000 in DDPM, 10 million images in EDM.
+        steps: the number of steps of the rise; 5,000 in DDPM, 10 million images in EDM.
 
     Example:
         >>> rate = RiseFromZero(4)(1.0, 0, 100)

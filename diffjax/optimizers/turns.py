@@ -36,7 +36,7 @@ def in_turns(
     the norm of its own part.
 
     Args:
-        optimizer: of both parts.
+        optimizer: the optimizer of both parts.
         every: steps of the one part between updates of the other; 0 is one optimizer for all.
         always: names at the top of the tree of the parameters that are updated in each step.
         rate: the factor of their learning rate.

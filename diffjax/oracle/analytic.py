@@ -284,6 +284,21 @@ def gaussian_flow(
     return there.a * mean + ((x - here.a * mean) @ vectors * scale) @ vectors.T
 
 
+def with_variance(predict: Predict, share: float = 0.5) -> Predict:
+    """A predictor with a given variance of reverse steps, for solvers that need a learned one.
+
+    Args:
+        predict: a predictor without a variance.
+        share: `Pair.share` of every prediction: 0 is the posterior's variance, 1 that of the
+            forward step.
+    """
+    return Partial(_with_variance, predict, share)
+
+
+def _with_variance(predict: Predict, share: float, x: Array, t: Array, cond: Array | None) -> Pair:
+    return predict(x, t, cond)._replace(share=jnp.full_like(x, share))
+
+
 def _flat(x: Array) -> Array:
     return jnp.reshape(x, (len(x), -1))
 

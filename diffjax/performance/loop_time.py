@@ -68,7 +68,7 @@ def measure_loop_time(
     """Measures compute, loop, host and input of a config in turn.
 
     Args:
-        name: of the config, for the result.
+        name: the name of the config, for the result.
         config: a resolved config.
         dataset: its data set.
         steps: training steps in each measurement; about 20.

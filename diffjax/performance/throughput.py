@@ -98,7 +98,7 @@ def measure_throughput(
     """Measures training and sampling, in turn with the matrix product that they are compared with.
 
     Args:
-        name: of the config, for the results.
+        name: the name of the config, for the results.
         setup: the config, wired and placed.
         steps: training steps in each round; about 20.
         num_samples: images in the sampled batch.
@@ -182,7 +182,7 @@ def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scale
     """Measures training on the devices of a set-up, for a table over numbers of devices.
 
     Args:
-        name: of the config, for the table.
+        name: the name of the config, for the table.
         setup: from `set_up_on_devices`.
         steps: training steps of a round.
         rounds: how often they are timed; the seconds of each are in the result.
@@ -196,7 +196,7 @@ def training_program(setup: Setup, state: TrainState, steps: int) -> Program:
     """A program of training steps on one batch of noise, compiled and run once.
 
     Args:
-        setup: of the run; the step is that of the training loop.
+        setup: the setup of the run; the step is that of the training loop.
         state: to begin with, which the first step donates.
         steps: in one call of the program.
     """
@@ -227,8 +227,8 @@ def sampling_program(setup: Setup, params: Any, num_samples: int) -> Program:
     """A program that samples one batch with the config's own recipe, compiled and run once.
 
     Args:
-        setup: of the run.
-        params: of its network, on the devices.
+        setup: the setup of the run.
+        params: the parameters of its network, on the devices.
         num_samples: the size of the batch.
     """
     wired, model = setup.wired, Model(setup.parts.programs, params)

@@ -29,7 +29,7 @@ def to_theirs(
 
     Args:
         transform: between published tensors and kernels.
-        shapes: of the kernels, `[*window, in, out]`.
+        shapes: the shapes of the kernels, `[*window, in, out]`.
         factors: A and B of each kernel; None for one without a change.
 
     Returns:
@@ -71,7 +71,7 @@ def to_ours(
 
     Args:
         transform: between published tensors and kernels.
-        shapes: of the kernels, `[*window, in, out]`.
+        shapes: the shapes of the kernels, `[*window, in, out]`.
         factors: down and up of each tensor; None for one without a change.
 
     Raises:
@@ -115,10 +115,10 @@ class _Block(NamedTuple):
 
     Attributes:
         kernel: which kernel.
-        rows: of the matrix, `[out]` booleans.
-        columns: of the matrix, `[in · window]` booleans.
-        outputs: of the kernel, one for each of these rows.
-        inputs: of the kernel, with its window, one for each of these columns.
+        rows: the rows of the matrix, `[out]` booleans.
+        columns: the columns of the matrix, `[in · window]` booleans.
+        outputs: the outputs of the kernel, one for each of these rows.
+        inputs: the inputs of the kernel, with its window, one for each of these columns.
     """
 
     kernel: int

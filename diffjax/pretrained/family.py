@@ -296,7 +296,7 @@ class Family:
         """Reads a published file, or a folder of diffusers.
 
         Args:
-            path: of the file, of torch or safetensors, or of the folder.
+            path: the path of the file, of torch or safetensors, or of the folder.
             network: the network; by default it is recognised by the shapes and `config.json`.
             place: where each parameter goes; see `diffjax.pretrained.tables.to_ours`.
 

@@ -44,10 +44,10 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     must not be changed while its tensors are in use.
 
     Args:
-        path: of the file; `~` is the home folder.
-        part: of a file of torch with several, such as `ema` and `model`, the one that is read; by
-            default the first of `ema`, `model_ema1`, `model` and `state_dict` that is there. Of a
-            pickle of NVIDIA's, the network, by default `ema`.
+        path: the path of the file; `~` is the home folder.
+        part: the part of a torch file that has several, such as `ema` and `model`, the one that is
+            read; by default the first of `ema`, `model_ema1`, `model` and `state_dict` that is
+            there. Of a pickle of NVIDIA's, the network, by default `ema`.
 
     Raises:
         UserError: there is no such file or part, the file has another format, is damaged, or
@@ -81,7 +81,7 @@ def write_safetensors(
     """Writes named tensors as a safetensors file, atomically.
 
     Args:
-        path: of the file; its folder must exist.
+        path: the path of the file; its folder must exist.
         state: arrays, or tensors of another file, by name.
         metadata: texts for the header; by default `{"format": "pt"}`, which other readers expect.
 

@@ -65,9 +65,9 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
     """Reads a file of weights, a folder, or the denoiser of a pipeline.
 
     Args:
-        path: of a file of torch or safetensors, or of a folder of diffusers or with an encoder and
-            a decoder; `~` is the home folder.
-        part: of a file of torch with several, such as `ema`; see `read_state_dict`.
+        path: the path of a file of torch or safetensors, or of a folder of diffusers or with an
+            encoder and a decoder; `~` is the home folder.
+        part: the part of a torch file that has several, such as `ema`; see `read_state_dict`.
 
     Raises:
         UserError: there is nothing of this kind, a shard is missing, or something is damaged.
@@ -120,7 +120,7 @@ def write_folder(
         state: arrays by name.
         config: the entries of `config.json`.
         most_shard_bytes: the largest size of a file, if no tensor is larger.
-        name: of the file of weights, without its end; transformers has `model`.
+        name: the name of the file of weights, without its end; transformers has `model`.
 
     Raises:
         UserError: a file can't be written.

@@ -119,7 +119,7 @@ def read_lora(path: str | Path, weight: float = 1.0) -> Lora:
     """Reads a file of LoRA in any of the three dialects; its matrices when they are used.
 
     Args:
-        path: of the file, of safetensors or torch.
+        path: the path of the file, of safetensors or torch.
         weight: how strongly it is used: 1 is as it was trained, 0 changes nothing, and a negative
             weight goes the other way. Typical are 0.5 to 1.
 

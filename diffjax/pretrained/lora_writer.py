@@ -36,7 +36,7 @@ def write_lora(
         file: its path.
         changes: with the names of layers that the dialect's readers know.
         dialect: one of `DIALECTS`.
-        folder: of the network in a pipeline, `unet` or `transformer`.
+        folder: the folder of the network in a pipeline, `unet` or `transformer`.
 
     Raises:
         UserError: the file can't be written.

@@ -76,8 +76,8 @@ def read_persistent_pickle(path: Path, part: str = "ema") -> Network:
     """Reads a network from a pickle of NVIDIA's; nothing of it is executed.
 
     Args:
-        path: of the file, as `edm2-img512-xs-2147483-0.135.pkl`.
-        part: of the dict in the file.
+        path: the path of the file, as `edm2-img512-xs-2147483-0.135.pkl`.
+        part: the part of the dict in the file.
 
     Raises:
         UserError: there is no such file or part, the file is damaged, or it names anything but

@@ -25,7 +25,7 @@ class Stack:
     Attributes:
         layer: the number of a layer -> its array; called again by each use.
         shape: `(layers, *shape of a layer)`.
-        dtype: of the numbers, whatever type the layers have.
+        dtype: the type of the numbers, whatever type the layers have.
 
     Example:
         >>> stack = Stack(lambda i: np.full((2, 3), i), (4, 2, 3), np.dtype(np.float32))

@@ -48,7 +48,7 @@ class MappedFile:
     too early is read again.
 
     Args:
-        path: of the file, which must not be changed as long as its arrays are in use.
+        path: the path of the file, which must not be changed as long as its arrays are in use.
 
     Raises:
         OSError: the file can't be opened.
@@ -84,7 +84,7 @@ def finite(name: str, tensor: Tensor | np.ndarray, source: str) -> Tensor:
     """A tensor that is compared with infinity when it is read for the first time.
 
     Args:
-        name: of the tensor, for the error.
+        name: the name of the tensor, for the error.
         tensor: the tensor of a file, or an array.
         source: name of the file, for the error.
 

@@ -23,7 +23,7 @@ def write_torch(path: str | Path, state: Mapping[str, Any]) -> None:
     """Writes named tensors as `torch.save` writes a dict of them (since torch 1.6), atomically.
 
     Args:
-        path: of the file; its folder must exist.
+        path: the path of the file; its folder must exist.
         state: arrays, or tensors of another file, by name; one after the other is read.
 
     Raises:

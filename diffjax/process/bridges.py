@@ -88,8 +88,8 @@ class BrownianBridge:
     step in the path's time meet the infinite slope.
 
     Attributes:
-        scale: of the noise; its standard deviation is `scale/2` at `t = ½`. 1 is the standard
-            Brownian bridge; Li et al. have √2.
+        scale: the scale of the noise; its standard deviation is `scale/2` at `t = ½`. 1 is the
+            standard Brownian bridge; Li et al. have √2.
         t_min: the smallest time at which the network is evaluated.
         t_noise: the largest time, near the source, where sampling starts.
     """

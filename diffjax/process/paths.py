@@ -183,7 +183,15 @@ def coeffs(path: Path, t: PerSample, ndim: int) -> Coeffs:
         >>> c.a.shape, float(c.a.item()), float(c.ds.item())
         ((1, 1, 1, 1), 0.75, 1.0)
     """
-    t = jnp.reshape(t, (-1,) + (1,) * (ndim - 1))
+    return coeffs_at(path, jnp.reshape(t, (-1,) + (1,) * (ndim - 1)))
+
+
+def coeffs_at(path: Path, t: AnyShape) -> Coeffs:
+    """A path and its time derivatives, computed by `jax.jvp`, at times `t` of any shape.
+
+    Each field has the shape of `t`.
+    """
+    t = jnp.asarray(t)
     a, da = jax.jvp(path.alpha, (t,), (jnp.ones_like(t),))
     s, ds = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))
     return Coeffs(t, a, s, da, ds)

@@ -1,6 +1,7 @@
 """Paths made from other paths: shifted in log-SNR for high resolutions, or to zero terminal SNR."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,18 @@ from jax.tree_util import register_dataclass
 from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Path, Scalar
 from diffjax.shapes import AnyShape
+
+
+def shifted(u: Any, shift: Scalar) -> Any:
+    """SD3's time shift, `shift·u/(1 + (shift - 1)·u)`, of fractions of time `u` in [0, 1].
+
+    Esser et al. 2024 (arXiv:2403.03206), equation 23.
+
+    Args:
+        u: a time divided by `t_noise`, of any shape; 0 and 1 stay as they are.
+        shift: above 1 towards noise; 1 changes nothing.
+    """
+    return shift * u / (1.0 + (shift - 1.0) * u)
 
 
 @register_dataclass
@@ -31,8 +44,7 @@ class TimeShift:
 
     @property
     def t_min(self) -> Scalar:
-        u = self.path.t_min / self.path.t_noise
-        return self.path.t_noise * u / (self.shift - (self.shift - 1.0) * u)
+        return self.path.t_noise * shifted(self.path.t_min / self.path.t_noise, 1.0 / self.shift)
 
     @property
     def t_noise(self) -> Scalar:
@@ -45,8 +57,7 @@ class TimeShift:
         return self.path.sigma(self._inner(t))
 
     def _inner(self, t: Array) -> Array:
-        u = t / self.path.t_noise
-        inner = self.path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u)
+        inner = self.path.t_noise * shifted(t / self.path.t_noise, self.shift)
         # Rounding may go beyond the end, where `a` would be negative.
         return _with_slope(jnp.minimum(inner, self.path.t_noise), inner)
 
@@ -60,7 +71,7 @@ class ScaledNoise:
 
     Attributes:
         path: the path whose noise is scaled.
-        scale: of the noise. JiT has 2 for 512×512 images, from 1 for 256×256.
+        scale: the scale of the noise. JiT has 2 for 512×512 images, from 1 for 256×256.
     """
 
     path: Path

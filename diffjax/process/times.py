@@ -167,7 +167,7 @@ class LogNormal:
     table 1; Karras et al. 2024 (EDM2, arXiv:2312.02696).
 
     Attributes:
-        mean: of `log σ` (`P_mean`). EDM has -1.2, which is σ = 0.30; EDM2 has -0.4.
+        mean: the mean of `log σ` (`P_mean`). EDM has -1.2, which is σ = 0.30; EDM2 has -0.4.
         std: the standard deviation of `log σ` (`P_std`). EDM has 1.2, EDM2 1.0.
     """
 

@@ -36,8 +36,8 @@ def x0_factor(c: Coeffs, k: Mix) -> Array:
     """The squared error of x0 divided by the squared error of the prediction, `(s/D)²`.
 
     Args:
-        c: of a path at some times.
-        k: of the target that the network predicts.
+        c: the coefficients of a path at some times.
+        k: the coefficients of the target that the network predicts.
 
     Returns:
         The shape of the coefficients. For noise it is `s²/a²`, for clean data 1.

@@ -17,7 +17,7 @@ def write_match_page(folder: str | Path, result: Mapping[str, Any]) -> Path:
     """Writes `match.html` beside the pictures `seen.png` and `held_out.png`.
 
     Args:
-        folder: of the pictures.
+        folder: the folder of the pictures.
         result: what `experiments.match_prompts` measured: `rows`, one for each guidance scale and
             part of the prompts, with `guidance_scale`, `part` and `shares`; `real`, the shares of
             real pictures; and `how`, facts by name.

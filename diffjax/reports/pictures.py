@@ -133,10 +133,11 @@ def save_png(
     """Writes images as one PNG in the layout of `image_grid`, atomically.
 
     Args:
-        path: of the file; its folder is created if it does not exist.
+        path: the path of the file; its folder is created if it does not exist.
         images: as in `image_grid`.
         columns: images per row; None makes the grid square.
-        names: of the columns, or of the images, written above them in a band of 16 pixels.
+        names: the names of the columns, or of the images, written above them in a band of 16
+            pixels.
         beside: images `[N, h, w, c]`, each of which is shown to the left of its own, at its size.
 
     Returns:
@@ -196,7 +197,7 @@ def save_film(path: str | Path, trace: Trace) -> Path:
     Each sample has two rows, with noise on the left: `x`, and below it the predicted x0.
 
     Args:
-        path: of the strip, `.png`; the animation has the same name with `.gif`.
+        path: the path of the strip, `.png`; the animation has the same name with `.gif`.
         trace: trajectories of a few samples.
 
     Returns:

@@ -123,7 +123,7 @@ def metric_curve(records: Sequence[Mapping[str, Any]], name: str, best: int | No
 
     Args:
         records: metrics with `step` and `eval/NAME`; other records are ignored.
-        name: of the metric, `EVALUATOR/METRIC`.
+        name: the name of the metric, `EVALUATOR/METRIC`.
         best: the step of the best checkpoint, which is marked.
 
     Returns:

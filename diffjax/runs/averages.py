@@ -50,7 +50,7 @@ class Reconstructed(NamedTuple):
 
     Attributes:
         name: what `diffjax.load(…, weights=name)` calls it.
-        step: of training, where it is taken.
+        step: the step of training, where it is taken.
         error: `|p − Σ x_i·p_i|/|p|`, how far its weights are from those of the wanted length.
         num_snapshots: how many snapshots it is made from.
     """
@@ -137,8 +137,9 @@ def reconstruct(
 
     Args:
         workdir: a run that was trained with `config.ema_lengths`, or is being trained.
-        length: of the average, above 0 and up to 0.2886.
-        step: of training, where the average is taken; one of the snapshots, by default the newest.
+        length: the length of the average, above 0 and up to 0.2886.
+        step: the step of training, where the average is taken; one of the snapshots, by default the
+            newest.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
@@ -224,7 +225,7 @@ def read_reconstructed(workdir: Path, name: str, step: int, params: Any) -> Any:
     """The average that `reconstruct` left, onto the devices.
 
     Args:
-        workdir: of the run.
+        workdir: the folder of the run.
         name: `power-0.07`, of `step`, or `power-0.07@2000`, of step 2,000.
         step: where the run is.
         params: what is to be read, as `ShapeDtypeStruct` with shardings.

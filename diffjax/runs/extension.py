@@ -108,7 +108,7 @@ def planned(workdir: Path, setup: Setup, how: bool | str) -> Extension | None:
 
     Args:
         workdir: its folder, which stays as it is.
-        setup: of the new config.
+        setup: the setup of the new config.
         how: `True`, or the new schedule if it depends on `num_steps`: "continue", with the
             schedule of the new length from the step where it stands, or "restart", with a schedule
             over the steps that are left, warm-up included. `False` changes nothing.
@@ -223,9 +223,9 @@ def restarts_at(
 
     Args:
         restart: the step of the last restart. Checkpoints up to it were saved before.
-        setup: of the run.
+        setup: the setup of the run.
         state: as restored.
-        meta: of the checkpoint.
+        meta: the meta of the checkpoint.
     """
     if meta["step"] <= restart:
         return restarted(state), int(setup.nonfinite.updates_made(state))

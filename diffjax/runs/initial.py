@@ -61,8 +61,8 @@ def find_initial_weights(
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
         setting: the setting that names them, for errors.
         denoiser: the network, whose family knows the authors' names.
-        own_names: of what the objective trains beside the network (`Wired.own_names`), or adds to
-            it (`Wired.embedding_names`), which may be missing.
+        own_names: the names of what the objective trains beside the network (`Wired.own_names`) or
+            adds to it (`Wired.embedding_names`). These may be missing.
 
     Raises:
         UserError: there is nothing of that name, it is damaged, or a parameter is missing, left

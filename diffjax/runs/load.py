@@ -42,7 +42,7 @@ BEST = "best"
 
 
 class Arrays(Protocol):
-    """A run's arrays where they are read when they are wanted."""
+    """The arrays of a run, which are read when they are used."""
 
     @property
     def step(self) -> int:
@@ -54,7 +54,7 @@ class Arrays(Protocol):
         ...
 
     def read(self, abstract: TrainState) -> TrainState:
-        """The arrays of a state that are not `...`."""
+        """The state with its arrays read, except those that are `...` in `abstract`."""
         ...
 
 
@@ -63,10 +63,10 @@ class Saved:
     """A checkpoint whose arrays are read and verified at their first use.
 
     Attributes:
-        folder: of the run's checkpoints.
-        step: which of them.
+        folder: the folder of the run's checkpoints.
+        step: the step of this checkpoint.
         abstract: its weights as `ShapeDtypeStruct` with shardings (`Parts.abstract`).
-        known: weights by name, as far as they were read.
+        known: the weights that were read already, by name.
     """
 
     folder: Path
@@ -89,15 +89,15 @@ class Saved:
         return self.known[name]
 
     def read(self, abstract: TrainState) -> TrainState:
-        """The arrays of a state that are not `...`; read at each call.
+        """The state with its arrays read, except those that are `...`; each call reads them again.
 
         Raises:
-            UserError: some of it is damaged.
+            UserError: the checkpoint is damaged, or was deleted.
         """
         with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
             if self.step not in checkpoints.steps():
                 raise UserError(
-                    f"checkpoint {self.step} in {self.folder} is there no more: load the run again"
+                    f"checkpoint {self.step} in {self.folder} was deleted: load the run again"
                 )
             try:
                 return checkpoints.read(self.step, abstract)[0]
@@ -113,11 +113,11 @@ class Run:
     """A trained run at one of its steps.
 
     Attributes:
-        parts: those of its config; `run.parts.wired.path` and so on.
-        arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
-        workdir: where it lives.
-        others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
-        loras: the files of LoRA whose changes its weights have.
+        parts: the parts of its config, such as `run.parts.wired.path`.
+        arrays: its state in memory, or what reads it, such as `Saved` from a checkpoint.
+        workdir: the folder of the run.
+        others: `(folder, weights) -> Run`, which reads the weaker models of guidance once.
+        loras: the LoRA files that were added to its weights.
     """
 
     parts: Parts
@@ -145,7 +145,7 @@ class Run:
         return sorted(workdirs.checkpoint_steps(self.workdir))
 
     def at(self, step: int | str) -> "Run":
-        """The same run at another of its checkpoints, with the programs that are compiled already.
+        """The same run at another of its checkpoints; it shares the compiled programs.
 
             for step in run.steps:
                 images = run.at(step).sample(16)
@@ -167,16 +167,16 @@ class Run:
 
     @cached_property
     def state(self) -> TrainState:
-        """All arrays, the optimizer's among them: several times the memory that sampling needs."""
+        """All arrays with the optimizer's state: several times the memory that sampling needs."""
         if isinstance(self.arrays, TrainState):
             return self.arrays
         return self.arrays.read(Setup.of(self.parts).abstract)
 
     def merged(self, name: str | None = None) -> Any:
-        """Parameters of the network without LoRA, whose changes are added to the kernels.
+        """The parameters with LoRA merged into the kernels, for the network without LoRA.
 
         Raises:
-            UserError: the run keeps none of that name.
+            UserError: the run has no weights of that name.
         """
         return self.parts.wired.lora.merged(self.weights(name))
 
@@ -213,7 +213,7 @@ class Run:
         return run.model(weights)
 
     def called(self, name: str) -> "tuple[Run, str | None]":
-        """The run and the weights that guidance calls by one name, as `Model.find`.
+        """The run and the weights that a name of guidance refers to (`Model.find`).
 
         Args:
             name: weights of this run (`live`, `ema-0.999`), the folder of another run, or
@@ -275,37 +275,36 @@ class Run:
         `diffjax.choices`), or pass values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
-            condition: what each sample is to show: a list of what the run's condition parses
-                (labels by number or name, prompts; for several parts a dict or text for each
-                sample), or its arrays with one row for each sample. A text is one sample. A number
-                n is n samples whose labels cycle through all classes.
-            labels: the same by the name of the flag, in the place of `condition`.
-            prompts: as `labels`.
-            num_samples: how many; the rows of a condition are taken in turn.
-            source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
-                Images, also where a codec encodes them.
-            seed: of the noise, a whole number of less than 2³¹ in size.
+            condition: the condition of each sample: a list that the run's condition parses (labels
+                by number or name, or prompts; for several parts, a dict or a text for each
+                sample), or arrays with one row for each sample. A text is one sample. A number n
+                is n samples whose labels cycle through all classes.
+            labels: another name of `condition`, that of the flag.
+            prompts: another name of `condition`, that of the flag.
+            num_samples: the number of samples; the rows of the condition are used in turn.
+            source: `[n, H, W, C]` in [-1, 1], the source images, for runs between two data sets. A
+                codec encodes them.
+            seed: the seed of the noise, an integer between -2³¹ and 2³¹.
             solver: the rule of a step.
             grid: the times of the steps; "found" is the grid that `experiments.find_grid` found.
             num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
             guidance: how two predictions are combined, as "cfg+limited".
-            against: the source of the second of them: a text, as "label:3", "prompt:TEXT" or
-                "weights:ema-0.99", a value of `diffjax.sampling.guidance`; or a negative
-                condition, a list or arrays as `condition`, with one row for all samples or one for
-                each.
-            negative: a negative prompt for all samples, the same as `against=[negative]`.
+            against: the source of the second prediction: a text such as "label:3", "prompt:TEXT" or
+                "weights:ema-0.99"; a value of `diffjax.sampling.guidance`; or a negative condition,
+                a list or arrays as `condition`, with one row for all samples or one for each.
+            negative: a negative prompt for all samples; short for `against=[negative]`.
             weights: `live` or the name of an average.
-            seamless: whether images continue at their opposite side, so that they tile a plane:
-                True, or "x" (from left to right) or "y" alone.
+            seamless: whether the sides of an image continue at the opposite sides, so that it tiles
+                a plane: True for both axes, or "x" (left to right) or "y".
             batch_size: images at a time.
 
         Returns:
             `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
-            UserError: no such condition, name or weights; a number out of range; a recipe that
-                does not suit this model (`check_recipe`).
+            UserError: there is no such condition, name or weights; a number is out of range; or the
+                recipe does not suit this model (`check_recipe`).
         """
         if negative is not None:
             if against is not None:
@@ -359,25 +358,25 @@ class Run:
                 the test set with their conditions.
             condition: what each image is to show, as in `sample`; one or one for each.
             task: `vary`, `inpaint`, `outpaint`, `upscale`, `deblur`, `colour` or `invert`.
-            mask: of `inpaint`, a file, whose white part is made anew, or `[H, W]`: pixels above 0
-                are. By default the lower half.
+            mask: the region that `inpaint` generates: the white part of an image file, or the
+                pixels above 0 of `[H, W]`. By default the lower half.
             labels: the same as `condition`, by the name of the flag.
             prompts: as `labels`.
             strength: share of the solver's steps in (0, 1]; of `vary` 0.6, else 1.
             method: `pseudoinverse` or `posterior`; of `inpaint` and `outpaint` `replace`,
                 `repaint` and `fixed_noise` as well.
-            factor: of `upscale`.
-            blur: of `deblur`, in pixels.
-            jump: of `repaint`, the repeated steps.
-            times: of `repaint`, the number of repeats.
-            num_images: of the test set.
+            factor: the factor of `upscale`.
+            blur: the blur of `deblur`, in pixels.
+            jump: the number of steps that `repaint` repeats.
+            times: the number of repeats in `repaint`.
+            num_images: the number of test images.
             solver: the rule of a step, as in `sample`; so are the next five.
             grid: the times of the steps.
             num_steps: by default 20, or what a published network has.
             guidance_scale: by default 1 (off), or what a published network has.
             guidance: how two predictions are combined.
             against: the source of the second of them, a text or a value.
-            seed: of the noise.
+            seed: the seed of the noise.
             weights: `live` or the name of an average.
             data_path: where the data lie now, if they have moved.
 
@@ -439,16 +438,16 @@ class Run:
         """The data set that the run was trained on.
 
         Args:
-            path: where they lie now, if they have moved.
+            path: the path of the data if they were moved.
 
         Raises:
-            UserError: they are not there, or others than the run was trained on.
+            UserError: the data are missing, or differ from those that the run was trained on.
         """
         check_arguments(Run.dataset, path=path)
         return workdirs.data_of(self.workdir, self.config.data, path)
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """The metrics that training logged: `step` and each by name, `[records]`; NaN if missing.
+        """The logged metrics by name, `[records]` each, with `step`; a missing value is NaN.
 
             metrics = run.metrics()
             plt.plot(metrics["step"], metrics["loss"])
@@ -469,7 +468,7 @@ class Run:
 
 
 def _reader(mesh: Mesh | None = None) -> Callable[[str, str | None], Run]:
-    """`load`, which returns the last few runs again; on the devices of the run that they guide."""
+    """`load` with a cache of the last four runs, on the devices of the run that they guide."""
     return lru_cache(4)(lambda folder, weights: load(folder, mesh, weights=weights))
 
 
@@ -481,27 +480,27 @@ def load(
     weights: str | None = None,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Run:
-    """Loads the weights of a run's newest whole checkpoint onto the devices that are there.
+    """Loads the weights of a run's newest undamaged checkpoint onto the available devices.
 
         run = diffjax.load("runs/digits")
         images = run.sample([0, 1, 2], guidance_scale=2.0)
 
-    Other weights and the optimizer's state (`run.state`) are read, and verified, when they are
-    wanted. The data set is not needed, and nothing in the folder is changed. It does not matter on
-    which mesh the run was trained.
+    Other weights and the optimizer's state (`run.state`) are read, and verified, at their first
+    use. The data set is not needed, nothing in the folder is changed, and the run may have been
+    trained on another mesh.
 
     Args:
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
-            A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
-        step: of another checkpoint, or "best": the one that is best by `config.best_by`.
-        weights: `live` or the name of an average, in the place of `config.weights`; also of one
-            that `experiments.average` made.
-        allowed_packages: whose callables the saved config may name.
+            `make_mesh(data=1, fsdp=-1)` splits a network that is too large for one device.
+        step: the step of another checkpoint, or "best" for the best one by `config.best_by`.
+        weights: `live` or the name of an average, instead of `config.weights`. The average may be
+            one that `experiments.average` reconstructed after training.
+        allowed_packages: packages whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, no such checkpoint or none that can be read, no such weights, or a
-            mesh with other axes.
+        UserError: the folder has no run, no such checkpoint, no readable checkpoint or no such
+            weights; or the mesh has other axes.
     """
     check_arguments(
         load,
@@ -534,7 +533,7 @@ def load(
 
 
 def _folder_of(workdir: Path, step: int | str | None) -> Path:
-    """The folder of a checkpoint: of a chosen one, the best or the newest."""
+    """The folder of a checkpoint by its step; of the newest one for None."""
     if isinstance(step, str) and step != BEST:
         raise UserError(f"step={step!r}: it is the number of a step, or {BEST!r}")
     folder = workdir / (BEST if step == BEST else "checkpoints")
@@ -555,7 +554,7 @@ def _folder_of(workdir: Path, step: int | str | None) -> Path:
 def _restored(
     folder: Path, step: int | str | None, wanted: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the meta of a checkpoint of a folder: a chosen one, or the newest."""
+    """The state and the meta of a checkpoint by its step; of the newest one otherwise."""
     with closing(Checkpoints(folder, read_only=True)) as kept:
         if isinstance(step, int):
             return kept.read(step, wanted)

@@ -29,7 +29,7 @@ class Parts:
         config: resolved.
         wired: its parts.
         mesh: the devices.
-        codec: of the data: what decodes samples.
+        codec: the codec of the data: what decodes samples.
     """
 
     config: ConfigDict
@@ -70,11 +70,7 @@ class Parts:
 
     def placed(self, state: TrainState) -> TrainState:
         """The shapes of a state with the shardings that its arrays have on the mesh."""
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            state,
-            sharding.state_shardings(state, self.mesh, rules_of(self.config)),
-        )
+        return sharding.placed_shapes(state, self.mesh, rules_of(self.config))
 
 
 def build_parts(
@@ -91,7 +87,7 @@ def build_parts(
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
         mesh: the devices.
-        codec: of the data.
+        codec: the codec of the data.
 
     Raises:
         UserError: parts that do not fit together or on this mesh.

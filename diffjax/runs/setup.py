@@ -108,7 +108,7 @@ class Setup:
         part of the parameters where the objective updates them in turns.
 
         Raises:
-            UserError: as of `diffjax.optimizers.mup.by_width` and `diffjax.optimizers.turns`.
+            UserError: as in `diffjax.optimizers.mup.by_width` and `diffjax.optimizers.turns`.
         """
         traits = self.wired.objective.traits
         optimizer = in_turns(optimizer, traits.network_every, self.wired.own_names, traits.own_rate)
@@ -170,7 +170,7 @@ def set_up(
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
         mesh: the devices; by default those of `config.mesh`.
-        codec: of the data.
+        codec: the codec of the data.
 
     Raises:
         UserError: parts that do not fit together, or that can't be trained on this mesh

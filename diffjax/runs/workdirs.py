@@ -174,7 +174,7 @@ def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
     Args:
         workdir: the run's folder.
         steps: the steps that have a checkpoint.
-        config: of the run.
+        config: the config of the run.
 
     Raises:
         UserError: there are no checkpoints, although its metrics go beyond the first one.
@@ -234,7 +234,7 @@ def record_run(
 
     Args:
         workdir: the run's folder.
-        parts: of the run.
+        parts: the parts of the run.
         dataset: what it trains on.
         command: how to make the run again.
         ensemble: with which others it trains in one program, if it does.

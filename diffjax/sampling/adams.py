@@ -96,7 +96,8 @@ def ab(order: Positive[int] = 2) -> Solver:
     Wanner 1993, "Solving ordinary differential equations I", section III.5.
 
     Args:
-        order: of a step that has its history, 2 to 4; it uses `order - 1` earlier evaluations.
+        order: the order of a step that has its history, 2 to 4; it uses `order - 1` earlier
+            evaluations.
     """
 
     def first(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
@@ -114,7 +115,7 @@ def lms(order: Positive[int] = 4) -> Solver:
     (arXiv:2204.13902).
 
     Args:
-        order: of a step that has its history; k-diffusion's default is 4.
+        order: the order of a step that has its history; k-diffusion's default is 4.
     """
     return _solver(_SIGMA, _ddim, order)
 
@@ -126,7 +127,7 @@ def deis(order: Positive[int] = 3) -> Solver:
     Zhang & Chen 2023 (arXiv:2204.13902), equation 15, with log σ for their t, as in diffusers.
 
     Args:
-        order: of a step that has its history; 3 is the paper's choice.
+        order: the order of a step that has its history; 3 is the paper's choice.
     """
     return _solver(_LOG_SIGMA, _ddim, order)
 

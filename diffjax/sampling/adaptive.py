@@ -9,13 +9,12 @@ from jax import Array
 from diffjax.compiling import implicit_promotion
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
-from diffjax.process.paths import Path
+from diffjax.process.paths import Path, coeffs_at
 from diffjax.sampling import sde
 from diffjax.sampling.solvers import (
     Denoise,
     Interval,
     Solver,
-    coeffs_at,
     same_for_equal,
     velocity,
 )

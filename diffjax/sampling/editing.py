@@ -1,6 +1,6 @@
 """Editing with a trained model: variations, inversion, inpainting, linear inverse problems.
 
-None of it trains anything; all of it takes any solver, grid and guidance.
+Nothing is trained, and any solver, grid and guidance can be used.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def later_times(times: WalkTimes, strength: float) -> Float[Array, " left"]:
 
     Args:
         times: `[n+1]` from a grid, ending in 0.
-        strength: from above 0 (hardly anything changes) to 1 (nothing of the image is left);
+        strength: in (0, 1]: small values change the image little, at 1 nothing of it is left;
             typically 0.3 to 0.8.
 
     Raises:
@@ -96,8 +96,9 @@ def keep_known(solver: Solver, image: Samples, mask: Array, noise: Samples | Non
         solver: any.
         image: `[B, …]`, with the known part.
         mask: 1 where it is known, 0 where it is generated; broadcasts against `image`.
-        noise: z, `[B, …]`, the same in each step; None for fresh noise. That which the walk begins
-            with in diffusers: the known part then moves on a straight line to the image.
+        noise: z, `[B, …]`, the same in each step; None for fresh noise. In diffusers it is the
+            noise that sampling starts from, so the known part moves on a straight line to the
+            image.
     """
     mask = jnp.broadcast_to(mask, image.shape)
 
@@ -118,14 +119,15 @@ def keep_known(solver: Solver, image: Samples, mask: Array, noise: Samples | Non
 
 @dataclass(frozen=True)
 class Observed:
-    """Images that were observed through a linear operator, `y = A·x0 + noise`.
+    """The observation of a linear inverse problem, `y = A·x0 + noise`.
 
     Attributes:
         apply: `A`, `[B, …] -> [B, …]`, linear.
-        y: what was observed, `[B, …]`, or one for all samples.
+        y: the observation, `[B, …]`, or one for all samples.
         gain: κ, with `A·Aᵀ = κ·I` in the basis: 1 for a mask, `1/k²` for means over `k × k` pixels.
         std: the standard deviation of the noise in `y`.
-        basis: an orthonormal change of what was observed, and back, after which `A·Aᵀ` is diagonal.
+        basis: the transform of observations to an orthonormal basis in which `A·Aᵀ` is diagonal,
+            and its inverse; the identity by default.
     """
 
     apply: Callable[[Array], Array]

@@ -15,6 +15,7 @@ from scipy.special import betaincinv
 from diffjax.errors import UserError
 from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
+from diffjax.process.shifts import shifted
 
 Grid = Callable[[Path, int], Array]
 """`(path, n) -> t[n+1]`, falling from `t_noise` to exactly 0; all but the last at least `t_min`.
@@ -47,10 +48,10 @@ class Power:
 @register_dataclass
 @dataclass(frozen=True)
 class UniformRoot:
-    """Equal steps in the root of `t - t_min`, whose last one begins above the least noise.
+    """Equal steps in a root of `t - t_min`: `t_i = t_min + (t_noise - t_min)·(1 - i/n)^exponent`.
 
-    `t_i = t_min + (t_noise - t_min)·(1 - i/n)^exponent`. `Karras` has t_min as the last time before
-    0, where a consistency model has nothing left to jump over. With n = 2 on EDM's path σ is 80 and
+    The last step begins well above `t_min`. In `Karras` it begins at `t_min`, where a consistency
+    model has no noise left to remove. With n = 2 on EDM's path σ is 80 and
     0.63; two steps were published with 80 and 0.66 to 0.82 (Song et al. 2023, arXiv:2303.01469).
 
     Attributes:
@@ -147,11 +148,11 @@ class DownTo:
 @register_dataclass
 @dataclass(frozen=True)
 class Shifted:
-    """Another grid's times moved towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
+    """Another grid's times shifted towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
 
-    With `u = t/t_noise`. For large images, of which the same noise leaves more visible: used by SD3
-    and Flux, with `shift = √(pixels/pixels trained on)`. Esser et al. 2024 (arXiv:2403.03206),
-    equation 23.
+    Here `u = t/t_noise`. It is for large images, where the same noise hides less of the image. SD3
+    and Flux use it with `shift = √(pixels/pixels in training)`. Esser et al. 2024
+    (arXiv:2403.03206), equation 23.
 
     Attributes:
         grid: the other grid.
@@ -168,7 +169,7 @@ class Shifted:
 
     def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         u = self.grid(path, n)[:-1] / path.t_noise
-        return _end_clean(path, path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u))
+        return _end_clean(path, path.t_noise * shifted(u, self.shift))
 
 
 @dataclass(frozen=True)

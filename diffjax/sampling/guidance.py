@@ -1,9 +1,10 @@
-"""Guidance: a predictor made of two predictions.
+"""Guidance: two predictions for the same `x` are combined into one.
 
-A rule combines two predictions for the same `x`, `on` and `off`, into one. Rules nest: some of them
-change the result of another rule. `on` is the model's own; where `off` comes from is a choice of
-its own (`Against`): without the condition, with another one, by other weights, with its attention
-off.
+`on` is the prediction of the model with its condition. `off` is a second, weaker prediction that
+guidance leads away from. Its source (`Against`) may be the model without the condition or with
+another one, a model with other weights, or the model without attention in some layers. A rule
+(`Rule`) combines both, most simply as `off + scale·(on - off)`. Some rules change the result of
+another rule, so rules can be nested.
 """
 
 import re
@@ -28,22 +29,22 @@ Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
 LogSNR = Annotated[float, Range("[-inf, inf]")]
 CLASSIFIER = "classifier:"
-"""The begin of the name by which a model finds a classifier, before its file."""
+"""The prefix of a classifier's name in `Against.weights`; the rest of the name is its file."""
 
 
 class GuidanceModels(NamedTuple):
-    """A model and its variants, of which guidance makes use.
+    """A model and the variants of it that guidance may evaluate.
 
     Attributes:
         predict: the model.
-        condition: the kind of its condition, which knows the null condition.
+        condition: the kind of its condition, which defines the null condition.
         weaker: the model with the weights that `Against.weights` names.
-        without_attention: `pattern -> model` whose self-attention layers of matching names look at
-            nothing but each token itself.
-        without_blocks: `pattern -> model` whose blocks of matching names change nothing.
-        other: the condition that `OtherCondition` leads away from, one row, or that
-            `NegativeCondition` does, one row for each sample.
-        path: the one that they were trained on; `guide` sets it.
+        without_attention: `pattern -> model`, where the attention map of each self-attention layer
+            whose name matches is the identity: each token attends to itself alone.
+        without_blocks: `pattern -> model`, where the blocks whose names match are skipped.
+        other: the condition that guidance leads away from: one row for all samples
+            (`OtherCondition`), or one row for each sample (`NegativeCondition`).
+        path: the path that they were trained on; `guide` sets it.
     """
 
     predict: Predict
@@ -59,9 +60,9 @@ class Against:
     """The source of the second prediction; a subclass is a frozen dataclass.
 
     Attributes:
-        weights: names other weights, which `GuidanceModels.weaker` must have; "" for none.
-        needs_null: whether the model of the second prediction has to have seen the null condition
-            in training.
+        weights: the name of the weights of `GuidanceModels.weaker`; "" if it is not evaluated.
+        needs_null: whether the model of the second prediction must have been trained with the null
+            condition.
         calls: network evaluations for one guided prediction.
         embedded: whether the scale is an input of the network, and there is no second prediction.
     """
@@ -82,15 +83,21 @@ class Against:
         raise NotImplementedError
 
     def parsed(self, condition: Condition) -> "tuple[Against, Any]":
-        """What a program is compiled for, and the condition that it leads away from, one row.
+        """The static part that a program is compiled for, and the other condition as an array.
 
-        Another row compiles nothing. None where it leads away from no condition of its own.
+        The condition has one row, and is None if this source has no condition of its own. With
+        another row the same program is used.
         """
         del condition
         return self, None
 
     def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
-        """Why a model of this condition, with these attention layers, can't be guided so."""
+        """The reason why a model can't be guided against this source; None if it can.
+
+        Args:
+            condition: the kind of the model's condition.
+            layers: the names of its attention layers.
+        """
         del condition, layers
         return None
 
@@ -115,7 +122,11 @@ class Embedded(Against):
 
 @dataclass(frozen=True)
 class NullCondition(Against):
-    """The model without the condition (`Condition.nulled`). Both are evaluated as one batch."""
+    """The unconditional prediction: the model with the null condition (`Condition.nulled`).
+
+    This is the source of classifier-free guidance. Both predictions are evaluated as one batch. Ho
+    & Salimans 2022 (arXiv:2207.12598).
+    """
 
     needs_null: ClassVar[bool] = True
 
@@ -125,10 +136,10 @@ class NullCondition(Against):
 
 @dataclass(frozen=True)
 class OtherCondition(Against):
-    """The model with a condition to keep away from: another label, or a negative prompt.
+    """The model with another condition for all samples: another label, or a negative prompt.
 
     Attributes:
-        text: what the condition parses, such as a label by number or name.
+        text: the other condition as text, such as the number or the name of a label.
     """
 
     text: str = "0"
@@ -158,7 +169,7 @@ class OtherCondition(Against):
 
 @dataclass(frozen=True)
 class NegativeCondition(Against):
-    """The model with the negative condition that each sample has (`Request.negative`)."""
+    """The model with a negative condition of its own for each sample (`Request.negative`)."""
 
     def other(self, models: GuidanceModels, cond: Any) -> Any:
         if models.other is None:
@@ -175,15 +186,15 @@ class NegativeCondition(Against):
 
 @dataclass(frozen=True)
 class OtherWeights(Against):
-    """A weaker model: less trained, smaller or averaged over less.
+    """Autoguidance: a weaker model, which is smaller, less trained, or averaged over fewer steps.
 
-    Autoguidance, Karras et al. 2024 (arXiv:2406.02507).
+    Karras et al. 2024 (arXiv:2406.02507).
 
     Attributes:
         weights: an average of the same run (`ema-0.99`), a run's folder, or `FOLDER:average`.
-        condition: what the weaker model is conditioned on: None is the same condition as the
-            model's, as in the paper; `NullCondition()` is classifier-free guidance by a smaller
-            network, as in EDM2 (arXiv:2312.02696).
+        condition: the source of the weaker model's condition. None is the condition of the model
+            itself, as in the paper. `NullCondition()` is classifier-free guidance with a smaller
+            unconditional network, as in EDM2 (arXiv:2312.02696).
     """
 
     weights: str = "live"
@@ -214,16 +225,17 @@ class OtherWeights(Against):
 
 @dataclass(frozen=True)
 class Classifier(Against):
-    """The model moved down the gradient of a classifier of noisy images, `∇ log p(label | x)`.
+    """Classifier guidance, by the gradient `∇ log p(label | x)` of a classifier of noisy images.
 
-        guided = on + (scale - 1)·gradient
+        guided score = score + (scale - 1)·∇ log p(label | x)
 
-    Guidance leads away from it, up the gradient: a scale of 1 is off, and the papers' scale is one
-    less. The score moves as in the authors' DDIM; their DDPM moves the mean of a step by its
-    variance instead, which is equal for many steps. Dhariwal & Nichol 2021 (arXiv:2105.05233).
+    So a scale of 1 is off, and the scale of the paper is this one less 1. The second prediction has
+    the score less the gradient. The gradient is added to the score, as in the authors' DDIM. Their
+    DDPM adds it to the mean of a step, times the variance of the step, which is the same in the
+    limit of many steps. Dhariwal & Nichol 2021 (arXiv:2105.05233).
 
     Attributes:
-        file: of the classifier, one that guides a network of its publication (`from_pretrained`).
+        file: the weights of the published classifier (`from_pretrained` reads its network).
     """
 
     file: str = ""
@@ -249,12 +261,13 @@ class Classifier(Against):
 
 @dataclass(frozen=True)
 class WithoutAttention(Against):
-    """The model with self-attention that looks at nothing but each token itself.
+    """Perturbed-attention guidance: the model with identity maps in some self-attention layers.
 
-    Perturbed-attention guidance, Ahn et al. 2024 (arXiv:2403.17377), whose scale is one less.
+    In these layers each token attends to itself alone. Ahn et al. 2024 (arXiv:2403.17377); their
+    scale is this one less 1.
 
     Attributes:
-        layers: a regular expression of the names of the layers concerned, as `block_2`.
+        layers: a regular expression for the names of these layers, such as `block_2`.
     """
 
     layers: str = ""
@@ -278,21 +291,21 @@ class WithoutAttention(Against):
 
 @dataclass(frozen=True)
 class SkipLayers(Against):
-    """Another source, and beside its guidance one away from the model without some blocks.
+    """Skip-layer guidance, in addition to guidance against another source.
 
         guided + strength·(on − without blocks)
 
-    while the log-SNR is between `low` and `high`, whatever the rule; three evaluations. Skip-layer
-    guidance of Stable Diffusion 3.5 Medium (github.com/Stability-AI/sd3.5), after Hyung et al. 2024
-    (arXiv:2411.18664).
+    The second term is added while the log-SNR is between `low` and `high`, to the result of any
+    rule. It takes three evaluations. From Stable Diffusion 3.5 Medium
+    (github.com/Stability-AI/sd3.5), after Hyung et al. 2024 (arXiv:2411.18664).
 
     Attributes:
         blocks: a regular expression for the names of the blocks that are skipped; 7, 8 and 9 in
             3.5 Medium.
-        strength: 2.5 there, and 2.8 in diffusers.
-        low: the lowest log-SNR at which they are, the most noise. The defaults are about the
-            authors' share of the steps, from 0.01 to 0.2 of them.
-        high: the highest log-SNR.
+        strength: the factor of the second term; 2.5 in 3.5 Medium, 2.8 in diffusers.
+        low: the lowest log-SNR, at the most noise, where the term is added. The defaults correspond
+            approximately to the authors' interval, from 1 % to 20 % of the steps.
+        high: the highest log-SNR where it is added.
         against: the other source.
     """
 
@@ -431,10 +444,10 @@ class Projected:
 
 @dataclass(frozen=True)
 class Limited:
-    """Another rule where log-SNR is between `low` and `high`, and `on` elsewhere.
+    """Guidance in a limited interval: another rule between `low` and `high`, and `on` elsewhere.
 
-    Both predictions are evaluated at every step all the same. Kynkäänniemi et al. 2024
-    (arXiv:2404.07724).
+    The second prediction is evaluated at every step, also outside of the interval. Kynkäänniemi et
+    al. 2024 (arXiv:2404.07724).
 
     Attributes:
         rule: the other rule.
@@ -456,11 +469,11 @@ class Limited:
 
 @dataclass(frozen=True)
 class FirstChannels:
-    """Another rule in the first channels alone, and `on` in the others.
+    """Another rule in the first channels, and `on` in the others.
 
-    The rule sees no other channels. The authors' samplers of DiT (Peebles & Xie 2022,
-    arXiv:2212.09748) and SiT (Ma et al. 2024, arXiv:2401.08740) guide three of four channels of
-    the latents, by `ClassifierFree`; their published distances depend on it.
+    The rule is computed from the first channels alone. The authors' samplers of DiT (Peebles & Xie
+    2022, arXiv:2212.09748) and SiT (Ma et al. 2024, arXiv:2401.08740) guide three of four channels
+    of the latents, by `ClassifierFree`; their published distances depend on it.
 
     Attributes:
         rule: the other rule.
@@ -559,16 +572,17 @@ def guide(
     scale: Scalar | None = None,
     against: Against = NullCondition(),
 ) -> Predict:
-    """A predictor with a rule around it.
+    """A guided predictor: a rule combines the model's prediction with a second one.
 
-    It takes two evaluations; without a scale one, which the rule sees as both.
+    It evaluates the network `against.calls` times. Without a scale it evaluates it once, and the
+    rule receives this prediction twice: rules such as `Clipped` then still have an effect.
 
     Args:
-        models: a predictor and its variants.
-        path: the one that it was trained on.
+        models: the model and its variants.
+        path: the path that it was trained on.
         rule: combines both predictions.
         scale: the strength of guidance; None is off.
-        against: where the second prediction comes from.
+        against: the source of the second prediction.
     """
 
     def guided(x: Array, t: Array, cond: Any) -> Pair:
@@ -611,13 +625,15 @@ def classifier_guidance(
     log_probability: Callable[[Array, Array, Any], Array],
     scale: Scalar = 1.0,
 ) -> Predict:
-    """A predictor moved up the gradient of a classifier: `score + scale·∇ log p(cond | x)`.
+    """Classifier guidance: adds a classifier's gradient to the score.
+
+        guided score = score + scale·∇ log p(cond | x)
 
     Dhariwal & Nichol 2021 (arXiv:2105.05233), algorithm 1.
 
     Args:
         predict: the model, unconditional or not.
-        path: the one that it was trained on.
+        path: the path that it was trained on.
         log_probability: `(x[B, …], t[B], cond) -> [B]`, of a classifier of noisy images.
         scale: 1 is Bayes' rule.
     """
@@ -632,17 +648,15 @@ def classifier_guidance(
 
 
 def moved(x: Samples, c: Coeffs, x0: Samples, score: Samples) -> Pair:
-    """The pair after an addition to the score: `eps` minus `s` times it, and the matching `x0`."""
+    """The pair of a prediction `x0` after `score` was added to its score (`change_of_pair`)."""
     change = change_of_pair(c, score)
     return Pair(x0 + change.x0, (x - c.a * x0) / c.s + change.eps)
 
 
 def change_of_pair(c: Coeffs, score: Samples) -> Pair:
-    """What an addition to the score changes in a pair.
+    """The change of a pair when `score` is added to its score: `s²/a·score` and `-s·score`.
 
-        x0 + s²/a·score        eps - s·score
-
-    In pure noise, where x0 can't be computed from x, it stays.
+    In pure noise (`a = 0`), where x0 can't be computed from x, the change of x0 is 0.
     """
     some = c.a > 1e-6
     return Pair(jnp.where(some, c.s**2 / jnp.where(some, c.a, 1.0) * score, 0.0), -c.s * score)

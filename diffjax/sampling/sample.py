@@ -1,4 +1,4 @@
-"""The walk itself: one `lax.scan` over the grid, and the last step onto clean data."""
+"""Sampling: a solver walks a grid from noise to data, as one `lax.scan` and a last step to x0."""
 
 import math
 from collections.abc import Callable
@@ -93,7 +93,8 @@ def sample_padded(
 ) -> Samples:
     """As `sample`, for times that end in any number of zeros (`padded`).
 
-    So one program serves many numbers of steps. Only forward mode differentiates it.
+    So one compiled program serves many numbers of steps. It is a `lax.fori_loop` whose length is
+    traced, so it can be differentiated in forward mode only.
     """
     return _walk_padded(denoise, solver, path, times, keys, x)[0]
 
@@ -131,7 +132,7 @@ def padded(times: WalkTimes) -> Float[Array, " padded"]:
 
 
 class Trace(NamedTuple):
-    """A walk from noise to data, with all states on the way.
+    """A walk from noise to data with all of its states.
 
     Attributes:
         times: `[n+1]`.
@@ -148,7 +149,7 @@ class Trace(NamedTuple):
 def trace(
     denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
 ) -> Trace:
-    """As `sample`, with all states on the way; one more evaluation per step, for x0."""
+    """As `sample`, with all states from noise to data; it takes one more evaluation per step."""
 
     def body(state: tuple, i: Array) -> tuple[tuple, tuple[Array, Array]]:
         x, memory = state
@@ -165,15 +166,14 @@ def trace(
     )
 
 
-class Step(NamedTuple):
-    """One of the states of a walk from noise to data, as `Trace` has all of them.
+class State(NamedTuple):
+    """One state of a walk from noise to data.
 
     Attributes:
-        number: of the step that starts here, from 0; that of the clean samples is the number of
-            all steps.
-        t: the time; 0 at the clean samples.
+        number: the number of steps before it, from 0; for the clean samples, the number of steps.
+        t: the time; 0 for the clean samples.
         x: `[B, …]`, the state.
-        x0: `[B, …]`, the prediction at it; at the end the clean samples again.
+        x0: `[B, …]`, the data predicted from it; for the clean samples, `x` itself.
     """
 
     number: int
@@ -183,23 +183,23 @@ class Step(NamedTuple):
 
 
 Around = Callable[[Solver], Solver]
-"""A solver around another one, such as `Partial(keep_known, image=image, mask=mask)`: what is in a
-`jax.tree_util.Partial` are numbers of the compiled program."""
+"""Makes a solver from another one, such as `Partial(keep_known, image=image, mask=mask)`. Arrays in
+a `jax.tree_util.Partial` are arguments of the compiled program, so new ones do not recompile."""
 
 
 def start_walk(around: Around, *walk: Any) -> tuple[Samples, Any]:
-    """The noise `[B, …]`, and what a solver remembers before its first step; for `one_step`.
+    """The state before the first step, for `one_step`: the noise `[B, …]` and the solver's memory.
 
     Args:
-        around: what changes the solver.
-        *walk: the arguments of `sample`, also for `predicted` and `one_step`.
+        around: changes the solver.
+        *walk: the arguments of `sample`; those of `predicted` and `one_step` are the same.
     """
     _, solver, *_, x = walk
     return x, around(solver).init(x)
 
 
 def predicted(i: Array, state: tuple[Samples, Any], *walk: Any) -> Samples:
-    """The x0 `[B, …]` predicted from a state before step i: at the last step the clean sample."""
+    """The data `[B, …]` predicted from the state before step i; at the last step, the samples."""
     denoise, solver, _, times, *_ = walk
     return last_step(denoise, solver, state[0], times[i])
 
@@ -207,7 +207,7 @@ def predicted(i: Array, state: tuple[Samples, Any], *walk: Any) -> Samples:
 def one_step(
     around: Around, i: Array, state: tuple[Samples, Any], *walk: Any
 ) -> tuple[Samples, Any]:
-    """Step i of `sample`, from a state to the next one, each with the solver's memory."""
+    """The state after step i of `sample`: `x` `[B, …]` and the solver's memory."""
     denoise, solver, path, times, keys, _ = walk
     x, memory = state
     return around(solver).step(denoise, interval_of(path, times, i, keys), memory, x)
@@ -224,8 +224,8 @@ class Recipe:
         guidance_scale: 1 is no guidance; typically 1.5 to 7.5.
         guidance: how the two predictions are combined.
         against: where the second prediction comes from.
-        unit_start: whether a trajectory begins with noise of deviation 1, whatever the path's at
-            its beginning is, as in diffusers; Stable Diffusion's path has 0.998 at `t_noise`.
+        unit_start: whether sampling starts from noise of standard deviation 1, as in diffusers, and
+            not from that of the path at `t_noise`, which is 0.998 in Stable Diffusion.
     """
 
     solver: Solver
@@ -288,7 +288,7 @@ def draw(
         path: the path it was trained on.
         times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
         keys: `[B]`, one for each sample.
-        shape: of one sample, `(H, W, C)`.
+        shape: the shape of one sample, `(H, W, C)`.
 
     Returns:
         Clean samples, `[B, H, W, C]`.
@@ -298,11 +298,11 @@ def draw(
 
 
 def with_condition(predict: Predict, cond: Any) -> Denoise:
-    """A model with its condition (B rows) bound, as solvers call it: `(x[B, …], t[]) -> Pair`.
+    """A model with its condition (B rows) bound, as solvers evaluate it: `(x[B, …], t[]) -> Pair`.
 
-    If `predict` is a `jax.tree_util.Partial` of a function and its numbers, so is this, and the
-    walks of this module are compiled once for all calls alike. With a closure they are traced at
-    each call.
+    If `predict` is a `jax.tree_util.Partial` of a function and its arrays, so is the result, and
+    the walks of this module are compiled once for equal functions. With a closure they are traced
+    at each call.
 
     Example:
         >>> from diffjax.oracle.analytic import Gaussian

@@ -18,13 +18,12 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative
-from diffjax.process.paths import Coeffs, Path, Scalar
+from diffjax.process.paths import Coeffs, Path, Scalar, coeffs_at
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import (
     Denoise,
     Interval,
     Solver,
-    coeffs_at,
     no_memory,
     same_for_equal,
 )

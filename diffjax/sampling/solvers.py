@@ -1,9 +1,9 @@
-"""Solvers: how a walk from noise to data takes one step.
+"""Solvers: one step from noise towards data, over one interval of a grid.
 
-A solver uses predictions `(x0, eps)` alone, so it works for every target, network and guidance. It
-evaluates the denoiser itself and declares how many evaluations a step has.
+A solver uses only predictions `(x0, eps)`, so it works for every target, network and guidance. It
+evaluates the denoiser itself, and declares the number of evaluations per step.
 
-Between two times of a grid it sees an `Interval`. In the docstrings of the solvers
+A step receives an `Interval` between two times of a grid. In the docstrings of the solvers
 
     a, s     the path's coefficients at the beginning of the step; a', s' those at its end
     ȧ, ṡ     their time derivatives, a' and s' in all other rooms
@@ -27,7 +27,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
-from diffjax.process.paths import Coeffs, Pair, Path
+from diffjax.process.paths import Coeffs, Pair, Path, coeffs_at
 from diffjax.process.precond import Meaning
 from diffjax.shapes import Keys, OneNumber, Samples
 
@@ -133,21 +133,22 @@ class Solver(NamedTuple):
     """A solver: its step, its order and its cost.
 
     Attributes:
-        init: `x -> memory`, which a multistep solver carries along; `()` for the others.
-        step: one interval.
-        nfe: evaluations of the denoiser per step; None where that depends on the model, and the
-            memory is their number so far.
-        order: its error falls as `n^-order` from anywhere inside the path on, first steps without
-            earlier evaluations included; the weak order of solvers with fresh noise.
-        fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
-        learned_variance: whether it needs a network that predicts the variance of a step as well.
-        renoises: whether `x` enters a step through the prediction alone.
-        needs: what the model's prediction has to be; with `AVERAGE_VELOCITY`, the model is
-            evaluated on the two times of each interval.
-        route: the times that it walks, from those of a grid; where they rise, noise is added and
-            the denoiser is not evaluated.
-        steps: the number of steps before the last one, from the number of falling intervals of a
-            grid before its last one: more where the route has more, or a step is made twice.
+        init: `x -> memory`, the initial memory of a multistep solver; `()` for other solvers.
+        step: the step over one interval.
+        nfe: evaluations of the denoiser per step. None if it depends on the model; then the memory
+            is the number of evaluations so far.
+        order: the order of convergence: the error falls as `n^-order` with n steps from any time
+            inside the path, with first steps that have no earlier evaluations. For solvers with
+            fresh noise it is the weak order.
+        fresh_noise: whether it adds noise in its steps; then eps must be independent of x0.
+        learned_variance: whether it needs a network that also predicts the variance of a step.
+        renoises: whether a step depends on `x` only through the prediction.
+        needs: the meaning that the model's prediction must have. With `AVERAGE_VELOCITY`, the model
+            is evaluated on the two times of each interval.
+        route: the times that the solver visits, from those of a grid. Over intervals where time
+            rises, noise is added without evaluating the denoiser.
+        steps: the number of steps before the last one, from the number of intervals of a grid
+            before its last one. They differ if the route is longer or steps are repeated.
         finishes: whether the last interval ends in the predicted x0; otherwise it is a step like
             the others (`unfinished`).
     """
@@ -196,7 +197,7 @@ def no_memory(x: Array) -> tuple[()]:
 
 @same_for_equal
 def ddim(eta: Probability[float] = 0.0) -> Solver:
-    """DDIM: noises the predicted x0 to the next level, with a share of the noise fresh.
+    """DDIM: adds noise to the predicted x0 up to the next level; a part of the noise may be fresh.
 
         x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z,    ρ = eta·s'·√(1 - q²)
 
@@ -205,7 +206,7 @@ def ddim(eta: Probability[float] = 0.0) -> Solver:
     al. 2021 (arXiv:2010.02502), equation 12.
 
     Args:
-        eta: the share of fresh noise, from 0 to 1; 0 is usual with few steps.
+        eta: the amount of fresh noise, from 0 (none) to 1 (DDPM); 0 is usual with few steps.
     """
     return _renoised(eta, lambda pair: 0.0)
 
@@ -262,10 +263,10 @@ def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
 
 @same_for_equal
 def unfinished(solver: Solver) -> Solver:
-    """Another solver that ends at the path's `t_min`, with the noise of that time in the samples.
+    """Another solver whose last step ends at the path's `t_min`: some noise stays in the samples.
 
-    So do DDIM and PNDM of diffusers with `set_alpha_to_one=False`, Stable Diffusion's default: the
-    last step goes to the first step of the table, where s is 0.029, and not to clean data.
+    DDIM and PNDM of diffusers do this with `set_alpha_to_one=False`, Stable Diffusion's default:
+    the last step ends at the first step of the table, where s is 0.029, and not at clean data.
 
     Args:
         solver: the other one.
@@ -280,12 +281,12 @@ def unfinished(solver: Solver) -> Solver:
 
 @same_for_equal
 def flow_map() -> Solver:
-    """Follows a model of the flow map, in any number of steps, one included.
+    """Steps with the average velocity u of a flow-map model, in any number of steps from one on.
 
         x' = x + (t' - t)·u(x, t, t')
 
-    with the average velocity u over the interval. It is exact for the exact u, whatever the steps.
-    For runs with `loss=mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
+    With the exact u it is exact for every grid. For runs with `loss=mean_flow`. Geng et al. 2025
+    (arXiv:2505.13447), equation 12.
     """
 
     def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
@@ -327,17 +328,6 @@ def heun() -> Solver:
 def sigma_ratio(begin: End, end: End) -> OneNumber:
     """`q = σ'/σ = (a·s')/(s·a')`, `[]`; 0 from pure noise."""
     return (begin.a * end.s) / (begin.s * end.a)
-
-
-def coeffs_at(path: Path, t: OneNumber) -> Coeffs:
-    """A path and its time derivatives at one time `t[]`, `[]` each.
-
-    `process.paths.coeffs` is the same for a batch of times.
-    """
-    t = jnp.asarray(t)
-    a, da = jax.jvp(path.alpha, (t,), (jnp.ones_like(t),))
-    s, ds = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))
-    return Coeffs(t, a, s, da, ds)
 
 
 def velocity_of(c: Coeffs, pair: Pair) -> Samples:

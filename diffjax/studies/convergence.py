@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import three_digits
-from diffjax.oracle.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture, with_variance
 from diffjax.process.paths import Pair, Path, coeffs, mix
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.sample import Recipe, sample
+from diffjax.sampling.sample import Recipe, sample, with_condition
 from diffjax.sampling.solvers import Solver
 
 # For the moments of stochastic solvers; the standard error of a variance of 1 is √(2/n) = 0.4 %.
@@ -85,13 +85,8 @@ def convergence(
         >>> found.nfe, found.errors[1] < found.errors[0] / 8
         ((9, 41), True)
     """
-    predict = data.predict(path)
-
-    def denoise(x: Array, t: Array) -> Pair:
-        # With a variance halfway, for the solver that needs a learned variance.
-        pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
-        return pair._replace(share=jnp.full_like(x, 0.5))
-
+    # With a variance, for the solver that needs a learned one.
+    denoise = with_condition(with_variance(data.predict(path)), None)
     noise = jax.random.normal(jax.random.key(0), (num_samples, 2))
     x = path.sigma(jnp.asarray(path.t_noise)) * noise
     exact = data.flow(path, x, path.t_noise, 0.0)

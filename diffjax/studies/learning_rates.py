@@ -32,7 +32,7 @@ class Losses:
     """Final losses of one network at several learning rates.
 
     Attributes:
-        width: of its tokens.
+        width: the width of its tokens.
         mup: whether its rates are muP's.
         rates: learning rates, ascending.
         losses: `[rates, seeds]`, means over the last tenth of the steps; NaN where training
@@ -55,7 +55,7 @@ def of_width(config: ConfigDict, width: int, base_width: int) -> ConfigDict:
     """A config with another width of its transformer, whose heads grow with it.
 
     Args:
-        config: of a `DiT` or one of its kind.
+        config: the config of a `DiT` or one of its kind.
         width: `hidden_size`.
         base_width: that for muP; 0 without.
 
@@ -87,7 +87,7 @@ def final_losses(
     averaged, and nothing is stored.
 
     Args:
-        config: of the training, whose `optimizer.learning_rate` is replaced.
+        config: the config of the training, whose `optimizer.learning_rate` is replaced.
         dataset: that of the config, small enough for memory.
         rates: learning rates.
         num_seeds: seeds 0, 1, ….

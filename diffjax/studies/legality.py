@@ -10,10 +10,11 @@ import numpy as np
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.oracle.analytic import Gaussian
-from diffjax.process.paths import Pair, Path, Scalar
+from diffjax.oracle.analytic import Gaussian, with_variance
+from diffjax.process.paths import Path, Scalar
 from diffjax.process.targets import Target, undecodable
 from diffjax.sampling.grids import Power
+from diffjax.sampling.sample import with_condition
 from diffjax.sampling.solvers import Interval, Solver
 
 
@@ -84,12 +85,8 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
         num_steps: intervals of the grid; 8 is enough.
     """
     predict = Gaussian(jnp.full(1, 0.3), jnp.full((1, 1), 0.25)).predict(path)
-
-    def denoise(x: Array, t: Array) -> Pair:
-        # With a variance, because a learned variance depends on the network, not on the path.
-        pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
-        return pair._replace(share=jnp.full_like(x, 0.5))
-
+    # With a variance, because a learned variance depends on the network, not on the path.
+    denoise = with_condition(with_variance(predict), None)
     keys = jax.random.split(jax.random.key(0), 1)
     try:
         times = solver.route(path, Power()(path, num_steps))

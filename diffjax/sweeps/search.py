@@ -42,7 +42,7 @@ def random_trials(sweep: Sweep, num_trials: int, seed: int = 0) -> list[Trial]:
     Args:
         sweep: its axes but the seed are searched.
         num_trials: number of trials; fewer if there are not as many combinations.
-        seed: of the search; the runs have their own.
+        seed: the seed of the search; the runs have their own.
 
     Example:
         >>> rates = Between(1e-4, 1e-2, log=True)
@@ -91,8 +91,8 @@ def adaptive_trials(
     Args:
         sweep: its axes but the seed are searched.
         results: all earlier trials with their results, lower is better; None for one that failed.
-        number: of new trials.
-        seed: of the search.
+        number: the number of new trials.
+        seed: the seed of the search.
 
     Raises:
         UserError: Optuna is not installed.

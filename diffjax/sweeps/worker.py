@@ -13,7 +13,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -188,7 +187,7 @@ def _failed_since(workdir: Path, since: datetime) -> bool:
 
 
 def _own_error(workdir: Path, name: str) -> str:
-    """The error that `experiments.sweep` printed for a cell; "" if it printed no error."""
+    """The error that the command printed for a cell; "" if it printed none."""
     start = f"error: {name}: "
     found = [line for line in _output_lines(workdir) if line.startswith(start)]
     return found[-1].removeprefix(start) if found else ""
@@ -212,19 +211,21 @@ def _output_lines(workdir: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def in_subprocess(sweep_file: str, folder: Path, more: Sequence[str] = ()) -> Runner:
-    """Returns a runner that trains a unit by `experiments.sweep --cells=…` in a subprocess.
+def in_subprocess(command: Sequence[str], folder: Path) -> Runner:
+    """A runner that trains a unit in a subprocess, whose output goes to each cell's `output.txt`.
 
-    `more` are further flags. Its output goes to the `output.txt` of each cell.
+    Args:
+        command: the words of a command that trains the cells which a further flag `--cells=…`
+            lists. It prints the error of a cell as the line `error: NAME: …`.
+        folder: the sweep's folder.
     """
 
     def run(unit: Unit, locks: Sequence[int], should_stop: Callable[[], bool]) -> int:
-        command = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep_file}"]
-        command += [f"--workdir={folder}", f"--cells={listed(cell.name for cell in unit)}", *more]
+        words = [*command, f"--cells={listed(cell.name for cell in unit)}"]
         outputs = [folder / cell.name / OUTPUT for cell in unit]
         with outputs[0].open("wb") as output:
             child = subprocess.Popen(
-                command,
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -85,14 +85,15 @@ class TextEncoder:
         tokenizer: for the same vocabulary.
         network: a `ClipText`, `T5Encoder`, `Bert` or `Qwen3`.
         params: its parameters.
-        layer: whose states are returned: 0 is the embedded tokens, -1 the last layer, -2 the one
-            before it ("clip skip" 2). Of several layers, states are beside each other.
-        normed: whether they are after the final norm.
-        padding: whether padding counts as tokens, in the encoder and for who attends to the
-            states; published models were trained so.
+        layer: the layer whose states are returned: 0 is the embedded tokens, -1 the last layer, -2
+            the one before it ("clip skip" 2). The states of several layers are concatenated along
+            the features.
+        normed: whether the final norm is applied to the states.
+        padding: whether padding counts as tokens, in the encoder and for networks that attend to
+            the states, as published models were trained.
         chunks: the number of parts of `tokenizer.length` tokens in which a text is read. The states
             of all parts follow each other; the pooled vector is that of the first.
-        around: what a text stands between, such as the marks of a chat.
+        around: texts that are put before and after each text, such as the marks of a chat.
     """
 
     tokenizer: Tokenizer
@@ -214,7 +215,7 @@ class FolderEncoder:
         around: what a text stands between.
         loras: files of LoRA with their weights; what they have for a text encoder of the name of
             the folder, or of `part`, is added.
-        part: of a file of a whole model, the name of the text encoder: `text_encoder`, or
+        part: the name of the text encoder in a file of a whole model: `text_encoder`, or
             `text_encoder_2` of SDXL.
     """
 

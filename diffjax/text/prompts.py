@@ -96,10 +96,10 @@ def prompts(encoder: Encodes, null: str | None = "", name: str = "text") -> Prom
     for all samples or one for each.
 
     Args:
-        encoder: of `read_text_encoder`, or a combination of several.
+        encoder: a text encoder from `read_text_encoder`, or a combination of several.
         null: the text of the null condition, to which training drops texts and which guidance
             goes away from; "" in Stable Diffusion. None: no token, and zeros.
-        name: of its arrays in a batch.
+        name: the name of its arrays in a batch.
 
     Example:
         `prompts(read_text_encoder("MiniLM"), null=None)`

@@ -48,7 +48,7 @@ class Tokenizer:
     """Texts as numbers of tokens: `begin`, up to so many tokens of the text, `end`, padding.
 
     Attributes:
-        library: of the library `tokenizers`, without truncation and padding.
+        library: a tokenizer of the library `tokenizers`, without truncation and padding.
         begin: the ids before a text; one for CLIP and BERT, none for T5.
         end: the ids after it, one.
         pad: the id of padding: the end for CLIP L, 0 for CLIP bigG (where it is "!"), T5 and BERT.

@@ -29,8 +29,9 @@ class Averages:
     """Which averages of the parameters a run keeps.
 
     Args:
-        decays: of exponential ones; 0.999 to 0.9999 is usual, less for short runs.
-        lengths: of power-function ones, above 0 and up to `LONGEST`; EDM2 keeps (0.05, 0.10).
+        decays: the decay rates of exponential ones; 0.999 to 0.9999 is usual, less for short runs.
+        lengths: the lengths of power-function ones, above 0 and up to `LONGEST`; EDM2 keeps (0.05,
+            0.10).
         rampup_ratio: r, how exponential ones begin: their half-life is at most r times the steps
             made so far; 0.05 in EDM. 0 for the rule of TensorFlow and DDPM, see `update`.
 

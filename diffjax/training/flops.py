@@ -27,7 +27,7 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
 
     Args:
         function: what `jax.jit` could take.
-        *arguments: of the function; `jax.ShapeDtypeStruct` will do for arrays.
+        *arguments: the arguments of the function; `jax.ShapeDtypeStruct` will do for arrays.
 
     Returns:
         The operations of one call, as a float because 2⁵³ is soon reached. Results that nobody

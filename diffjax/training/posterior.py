@@ -38,7 +38,7 @@ def drawn(batch: Mapping[str, Array], keys: Array, step: int) -> dict[str, Array
         batch: `image [B, h, w, c]` and perhaps `log_variance` of the same shape; or of an ensemble
             `[S, B, h, w, c]`.
         keys: the run's key (`posterior_key`), or `[S]` of them.
-        step: of the training, from 0.
+        step: the step of the training, from 0.
 
     Example:
         >>> means = jnp.ones((2, 4, 4, 3))

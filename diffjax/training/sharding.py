@@ -311,6 +311,24 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     return tuple(found)
 
 
+def placed_shapes(state: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+    """The shapes of a training state with the shardings of its arrays (`state_shardings`).
+
+    Args:
+        state: arrays or their shapes.
+        mesh: the mesh.
+        rules: as `RULES`.
+
+    Returns:
+        A tree like `state` of `jax.ShapeDtypeStruct`.
+    """
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_shardings(state, mesh, rules),
+    )
+
+
 def state_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
     """Where each array of a training state lives, by its path.
 

@@ -1,4 +1,4 @@
-"""What a run is, at any step: arrays, nothing else."""
+"""The training state: the arrays of a run at a step."""
 
 from typing import Any, NamedTuple
 
@@ -20,14 +20,15 @@ class TrainState(NamedTuple):
     """The whole state of training; randomness and data position follow from `step`.
 
     Attributes:
-        step: `[]` int32, updates made so far.
+        step: `[]` int32, the number of updates so far.
         params: the live parameters.
-        opt_state: the optimizer's.
+        opt_state: the state of the optimizer.
         ema: averages of the parameters, by name (`diffjax.training.averages`).
-        memory: what the objective remembers; nothing for most.
-        skipped: `[2]` int32, steps left out in a row and in all; nothing if none may be.
-        frozen: the parameters that are not trained (`diffjax.training.subset`), most often none;
-            `params`, `opt_state` and `ema` are of the others alone.
+        memory: the memory of the objective; `()` for most objectives.
+        skipped: `[2]` int32, the numbers of skipped steps in a row and in total; `()` if no step
+            may be skipped.
+        frozen: the parameters that are not trained (`diffjax.training.subset`); `()` if all are
+            trained. `params`, `opt_state` and `ema` do not contain them.
     """
 
     step: Array
@@ -43,7 +44,7 @@ class TrainState(NamedTuple):
         return f"TrainState(step {self.step}, weights {kept})"
 
     def weights(self, name: str) -> Any:
-        """Live or averaged parameters by name (`live`, `ema-0.999`, …), the frozen ones among them.
+        """Live or averaged parameters by name (`live`, `ema-0.999`, …), with the frozen ones.
 
         Raises:
             UserError: the run keeps no average of that name.
@@ -54,10 +55,10 @@ class TrainState(NamedTuple):
         return merged(kept[name], self.frozen)
 
     def only(self, name: str | None) -> "TrainState":
-        """The step, the weights of that name and what is frozen; `...` for every other array.
+        """The state with `...` for all arrays but the step, the named and the frozen weights.
 
         Args:
-            name: `live` or that of an average; None for the step and what is frozen.
+            name: `live` or the name of an average; None for the step and the frozen weights alone.
 
         Raises:
             UserError: the run keeps no average of that name.

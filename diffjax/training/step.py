@@ -29,20 +29,20 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a run trains, whatever its network, objective and optimizer are.
+    """Settings of the training step that do not depend on network, objective or optimizer.
 
     Args:
-        num_steps: of the whole training; objectives receive it in `Progress`.
+        num_steps: steps of the whole training; objectives receive it in `Progress`.
         condition: the kind of condition of the examples.
         condition_dropout: the probability with which a condition is replaced by the null condition,
-            for classifier-free guidance, 0.1 most often; a dict of them by part where there are
-            several.
-        averages: those that are kept.
-        teacher: the name of the weights that the objective learns from (`teacher_name`), where the
-            step is called without a frozen teacher.
-        nonfinite: what becomes of a step whose loss, gradient or update is not finite.
-        accumulation_steps: parts of the batch on which the network is evaluated one after the
-            other; 1 adds nothing to the program.
+            for classifier-free guidance; typically 0.1. For conditions of several parts, a dict of
+            probabilities by part.
+        averages: the averages of the parameters that are kept.
+        teacher: the name of the run's weights that the objective learns from (`teacher_name`); not
+            used if the step is called with a frozen teacher.
+        nonfinite: what is done with a step whose loss, gradient or update is not finite.
+        accumulation_steps: the number of parts of a batch that are evaluated one after the other;
+            1 is the whole batch at once.
     """
 
     num_steps: int
@@ -62,8 +62,8 @@ def make_train_step(
     Args:
         apply: the network.
         objective: the loss per example.
-        optimizer: what turns gradients into updates.
-        settings: everything else.
+        optimizer: the update rule and its learning rate.
+        settings: averages, condition dropout, teacher, accumulation.
 
     Returns:
         A function to be jitted by the caller. `key` is the run's and the same in every step; the

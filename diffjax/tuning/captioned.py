@@ -1,8 +1,8 @@
-"""Captioned pictures as a pipeline's network sees them: latents and token states, encoded once.
+"""Captioned pictures as latents and token states, which are encoded once and cached.
 
-They lie in a folder of their own for each set of pictures, captions, codec, text encoder and
-settings, whose name has the hash of these, so that what was encoded otherwise is never used.
-`diffjax.autoencoders.encoding` writes the files. After that, codec and text encoder take no memory.
+The name of the cache's folder contains a hash of pictures, captions, codec, text encoder and
+settings, so a change of any of them encodes anew. `diffjax.autoencoders.encoding` writes the files.
+Afterwards codec and text encoder take no memory.
 """
 
 import hashlib
@@ -57,13 +57,13 @@ def captioned_latents(
 ) -> DataSet:
     """A data set of captioned pictures for a network of latents and texts.
 
-    Pictures are encoded when the first of them is needed, and found again in later runs. Where the
-    codec has a posterior, its moments are stored, and training draws other latents each time.
+    Pictures are encoded when the first of them is needed, and reused in later runs. If the codec
+    has a posterior, its moments are stored, and training draws new latents at each use.
 
     Args:
         path: the folder of pictures and captions (`diffjax.data.image_folders.captions`).
         image_size: the side of the pictures in pixels.
-        caption: of pictures that have none.
+        caption: the caption of pictures that have none.
         test_fraction: the fraction of pictures for testing; with 0 there are none.
         split_seed: the seed of the split.
         background: the colour behind transparent pixels.
@@ -71,10 +71,10 @@ def captioned_latents(
             wrong.
         buckets: the step of sizes of buckets in pixels, 64 in SDXL: pictures keep their aspect
             ratio as nearly as a bucket has it, and each batch is of one; 0 for squares alone.
-        dtype: of what is stored, "float16" or "float32".
-        cache: the folder of folders of what was encoded.
+        dtype: the type of what is stored, "float16" or "float32".
+        cache: the folder of all caches.
         prior: pictures of the class of a subject, which training draws too.
-        codec: of the pipeline.
+        codec: the codec of the pipeline.
         given: the condition of the pipeline: prompts, perhaps with the numbers of a picture's size.
 
     Raises:
@@ -176,7 +176,7 @@ def sized(given: Condition, image_size: int) -> Condition:
 
 
 def _numbers(kind: Numbers, original: tuple[int, int], size: tuple[int, int]) -> list[float]:
-    """What SDXL knows of a picture: original size, corner of the crop after resizing, size.
+    """SDXL's size condition of a picture: original size, corner of the crop, size.
 
     Podell et al. 2023 (arXiv:2307.01952), section 2.2.
     """
@@ -238,7 +238,7 @@ class Cached:
     Attributes:
         pictures: with captions.
         codec: what encodes the pictures.
-        condition: of the pictures.
+        condition: the condition of the pictures.
         cache: the folder of folders.
         stored: what is stored of each picture, with the prompts that encode captions.
     """

@@ -23,7 +23,7 @@ def tuning_config(folder: str, arguments: str = "") -> ConfigDict:
     weights.
 
     Args:
-        folder: of a pipeline, as diffusers saves it.
+        folder: the folder of a pipeline, as diffusers saves it.
         arguments: choices on the axes of a config, in the place of the folder's: `target=v` keeps
             its path, and `objective=flow` keeps nothing of its scheduler.
 

@@ -36,11 +36,11 @@ class Prior:
     """Pictures of a class: those in a folder, or else drawn by the pipeline before it is tuned.
 
     Attributes:
-        prompt: of the class, such as "a photo of a dog"; "" for no prior preservation.
+        prompt: the prompt of the class, such as "a photo of a dog"; "" for no prior preservation.
         path: the folder of pictures, whose captions, if there are any, count in place of the
             prompt; "" for pictures that the pipeline draws.
         num_images: how many it draws; about 100 for each picture of the subject, or 200 in all.
-        weight: of their mean loss beside that of the subject's pictures, 1 in the paper.
+        weight: the weight of their mean loss beside that of the subject's pictures, 1 in the paper.
         pipeline: the folder of the pipeline.
     """
 

@@ -1,6 +1,6 @@
 """CLIP's image network against transformers, with random weights, and what is read around it.
 
-A small network in NumPy is in tests/models/test_feature_networks.py.
+A small network in NumPy is in tests/models/published/test_feature_networks.py.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Without torch (`pip install -e '.[parity]'`) these tests are skipped. Those against pytorch-fid and
 transformers run where these are installed. What needs no torch is in
-tests/models/test_feature_networks.py and test_named_extractors.py.
+tests/models/published/test_feature_networks.py and test_named_extractors.py.
 """
 
 import hashlib

@@ -19,8 +19,8 @@ from diffjax.evaluation.scores import text_scores
 from diffjax.host.run_files import read_json
 from diffjax.loop import loop
 from diffjax.models.dit import DiT
+from diffjax.runs.measuring.evaluated_samples import own_prompts, wanted_samples
 from diffjax.runs.measuring.evaluators import Samples
-from diffjax.runs.measuring.measure import own_prompts, wanted_samples
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec

@@ -16,7 +16,7 @@ from diffjax.process import targets
 from diffjax.process.paths import Linear
 from diffjax.process.precond import Precond, TimeLabel
 from tests.exchange.test_pretrained import small_adm
-from tests.models.test_families import SMALL, drawn
+from tests.models.published.test_families import SMALL, drawn
 from tests.support.tiny_run import one_device
 
 

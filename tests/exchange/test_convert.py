@@ -30,7 +30,7 @@ from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, find_initial_weights
 from experiments import convert as experiment
 from experiments.flags import cli
-from tests.models.test_families import SMALL, drawn
+from tests.models.published.test_families import SMALL, drawn
 from tests.references import autoencoder_kl as reference
 
 SETTINGS: Any = {"side": 8, "channels": 3, "num_classes": 5, "out_channels": 6, "num_heads": 2}

@@ -17,9 +17,9 @@ from diffjax.models.low_rank import LoraLayers, lora_layers, without_lora
 from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
 from diffjax.pretrained.lora import NETWORK, read_lora
 from diffjax.pretrained.lora_writer import DIALECTS, write_lora
+from tests.models.published.test_stable_diffusion import SMALL, drawn
 from tests.models.test_mmdit import condition, params_of
 from tests.models.test_mmdit import network_of as mmdit_of
-from tests.models.test_stable_diffusion import SMALL, drawn
 from tests.references import mmdit
 from tests.support.witnesses import witnesses
 

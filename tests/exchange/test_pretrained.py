@@ -39,8 +39,8 @@ from diffjax.sampling.sample import interval_of, last_step, sample_padded
 from diffjax.spec import build
 from experiments import evaluate, sample
 from experiments.flags import cli
-from tests.models.test_families import SMALL
-from tests.models.test_families import drawn as drawn_params
+from tests.models.published.test_families import SMALL
+from tests.models.published.test_families import drawn as drawn_params
 from tests.references import dit_sampling as theirs
 from tests.references.dit import drawn
 from tests.support.compilations import compilations

@@ -11,7 +11,7 @@ from diffjax.exchange.convert import convert
 from diffjax.models.kandinsky.network import KandinskyUNet
 from diffjax.models.kandinsky.published import FAMILY as KANDINSKY
 from diffjax.runs.samples.condition_files import read_states
-from tests.models.test_families import SMALL
+from tests.models.published.test_families import SMALL
 from tests.support.tiny_pipeline import SIDE, WIDTH, write_pipeline
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[text]'")

@@ -17,7 +17,7 @@ from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
 from diffjax.runs import workdirs
-from diffjax.runs.measuring import measure
+from diffjax.runs.measuring import evaluated_samples, measure
 from diffjax.spec import build
 from diffjax.wiring import check_wired, wire
 from experiments import evaluate, sample, train
@@ -158,7 +158,9 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(trained, loaded):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
         own = replace(run, parts=replace(run.parts, config=config))
-        drawn, _ = measure.drawer(own, [main], measure.WantedSamples(labels, labels, None))(main)
+        drawn, _ = measure.drawer(
+            own, [main], evaluated_samples.WantedSamples(labels, labels, None)
+        )(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.

@@ -33,15 +33,9 @@ from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, to_json
 from experiments import (
     average,
-    edit,
-    evaluate,
     export,
-    find_grid,
-    likelihood,
     objectives,
     plan,
-    probe,
-    reflow,
     report,
     sample,
     solvers,
@@ -167,21 +161,7 @@ def test_configs_are_refused_or_built(fuzz):
     fuzz(st.tuples(st.sampled_from(numbers), values), check, short=20)
 
 
-ON_A_RUN = [
-    average,
-    sample,
-    evaluate,
-    edit,
-    export,
-    find_grid,
-    likelihood,
-    probe,
-    reflow,
-    report,
-    validate,
-]
-# Processes that nobody starts are waited for.
-WAITED_FOR = ("distributed", "coordinator", "num_processes", "process_index")
+ON_A_RUN = [average, *(program.module for program in junk.ON_A_RUN)]
 
 
 def name_of(program: Any) -> str:
@@ -191,7 +171,7 @@ def name_of(program: Any) -> str:
 def of_the_folder(program: Any, folder: Path) -> tuple[str, list[str]]:
     """The flag that names the run, and the names of all others."""
     flag = "workdirs" if program is validate else "workdir"
-    return f"--{flag}={folder}", [n for n in program.FLAGS if n not in (flag, *WAITED_FOR)]
+    return f"--{flag}={folder}", [n for n in program.FLAGS if n not in (flag, *junk.WAITED_FOR)]
 
 
 @pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)

@@ -16,7 +16,8 @@ from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.loop.recorder import grid_drawer
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import drawer, wanted_samples
+from diffjax.runs.measuring.evaluated_samples import wanted_samples
+from diffjax.runs.measuring.measure import drawer
 from diffjax.runs.setup import set_up
 from diffjax.training import sharding
 from tests.support.compilations import compilations

@@ -10,8 +10,8 @@ from diffjax.models.loras import with_loras
 from diffjax.models.stable_diffusion.published import FAMILY, LDM
 from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.lora import NETWORK, read_lora
+from tests.models.published.test_stable_diffusion import SMALL, drawn
 from tests.models.test_mmdit import network_of, state_of
-from tests.models.test_stable_diffusion import SMALL, drawn
 
 PAIRS = {
     "down_blocks.0.attentions.0.transformer_blocks.1.attn1.to_v": (

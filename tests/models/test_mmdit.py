@@ -22,7 +22,7 @@ from diffjax.models.sd3.published import DIFFUSERS as SD3_OF_DIFFUSERS
 from diffjax.models.sd3.published import FAMILY
 from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.folders import write_folder
-from tests.models.test_families import drawn
+from tests.models.published.test_families import drawn
 from tests.references import mmdit
 from tests.support.witnesses import witnesses
 

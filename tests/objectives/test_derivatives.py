@@ -16,7 +16,7 @@ from diffjax.objectives.few_step.flow_maps import Eulerian, Lagrangian, SelfDist
 from diffjax.objectives.few_step.mean_flow import MeanFlow
 from diffjax.spec import build
 from diffjax.wiring import traits_of
-from tests.objectives.test_flow_maps import BATCH, found, of, smooth_network
+from tests.objectives.few_step.test_flow_maps import BATCH, found, of, smooth_network
 
 
 def with_derivative(kind, *derivative):

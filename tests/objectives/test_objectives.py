@@ -459,7 +459,7 @@ def trained(objective: Objective, apply: Any, draw: Any, num_steps: int) -> jax.
 
 
 # Those of one time whose noise is independent of the data; tests/objectives/test_bridges.py and
-# tests/objectives/test_mean_flow.py have the others.
+# tests/objectives/few_step/test_mean_flow.py have the others.
 INDEPENDENT = [
     name
     for name, parts in choices.OBJECTIVES.items()

@@ -18,7 +18,8 @@ from diffjax.evaluation.extractors.features import classifier_features, pixel_fe
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.exchange.portable import portable_model, portable_sampler
 from diffjax.loop import loop
-from diffjax.runs.measuring.measure import labels_in_mix, noise_seed
+from diffjax.runs.measuring.evaluated_samples import labels_in_mix
+from diffjax.runs.measuring.measure import noise_seed
 from diffjax.runs.samples.model import Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling.export import serialise

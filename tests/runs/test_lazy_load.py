@@ -102,7 +102,7 @@ def test_damage_in_what_is_read_later_is_refused_then(folder):
     with pytest.raises(UserError, match=r"checkpoint 3 is damaged: .*opt_state/.*; move .*/3 away"):
         _ = loaded.state
     shutil.rmtree(folder / "checkpoints" / "3")
-    with pytest.raises(UserError, match=r"checkpoint 3 in .* is there no more: load the run again"):
+    with pytest.raises(UserError, match=r"checkpoint 3 in .* was deleted: load the run again"):
         _ = loaded.state
 
 

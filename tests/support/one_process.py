@@ -1,4 +1,4 @@
-"""What programs ask processes of their own for, done in the process of the tests.
+"""What programs do in processes of their own, done in the process of the tests.
 
 A process takes seconds to import what this one has.
 """
@@ -60,13 +60,13 @@ def _work(job: Job, pulse: Callable[[], bool]) -> None:
     _run(job.command[3:])  # after `python -m experiments.sweep`
 
 
-def _trains(file: str, folder: Path, more: Sequence[str] = ()) -> Runner:
+def _trains(command: Sequence[str], folder: Path) -> Runner:
     def run(unit, locks, should_stop):
         del locks, should_stop
         names = f"--cells={listed(cell.name for cell in unit)}"
         outputs = [folder / cell.name / OUTPUT for cell in unit]
         with outputs[0].open("w") as output, redirect_stdout(output), redirect_stderr(output):
-            status = _run([f"--sweep={file}", f"--workdir={folder}", names, *more])
+            status = _run([*command[3:], names])
         for copy in outputs[1:]:
             copy.write_bytes(outputs[0].read_bytes())
         return status

@@ -8,7 +8,7 @@ from diffjax.models.clip.published import FAMILY as VISION
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import FAMILY as TEXT
 from diffjax.pretrained.folders import write_folder
-from tests.models.test_families import drawn
+from tests.models.published.test_families import drawn
 from tests.support.vocabularies import write_clip
 
 

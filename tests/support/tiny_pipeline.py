@@ -15,7 +15,7 @@ from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
 from diffjax.models.unet import Transformers
 from diffjax.pretrained.folders import write_folder
 from diffjax.text import read_tokenizer
-from tests.models.test_families import drawn
+from tests.models.published.test_families import drawn
 from tests.support.vocabularies import write_clip
 
 SCHEDULER = {

@@ -302,8 +302,9 @@ def test_all_cells_are_extended_by_the_flag_of_training(tiny_file, tmp_path, mon
     (tmp_path / cell.name).mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(worker.subprocess, "Popen", popen)
-        assert worker.in_subprocess("s.py", tmp_path, ["--extend"])((cell,), (), bool) == 0
-    assert started[0][-2:] == [f"--cells={cell.name}", "--extend"]
+        command = sweep.cells_command("s.py", tmp_path, True)
+        assert worker.in_subprocess(command, tmp_path)((cell,), (), bool) == 0
+    assert started[0][-2:] == ["--extend", f"--cells={cell.name}"]
 
     def train(config, workdir, command, *, extend):
         calls.append((workdir, extend))

@@ -32,7 +32,7 @@ from diffjax.text import (
 )
 from diffjax.text import encoders as encoders_file
 from diffjax.text.encoders import Sizes
-from tests.models.test_families import drawn
+from tests.models.published.test_families import drawn
 from tests.support.vocabularies import AWKWARD, write_bert, write_clip, write_t5
 from tests.text.test_tokenizers import minilm
 

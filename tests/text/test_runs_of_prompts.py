@@ -22,7 +22,7 @@ from diffjax.spec import build, spec
 from diffjax.text import read_text_encoder
 from experiments import encode_latents, sample
 from experiments.flags import cli
-from tests.models.test_families import drawn
+from tests.models.published.test_families import drawn
 from tests.support.tiny_run import loaded, on_one_device, tiny_config
 from tests.support.vocabularies import write_bert
 

@@ -445,6 +445,16 @@ def _with_config(where: Path) -> dict[str, str]:
     return {"config": str(ROOT / "configs" / "digits.py"), "workdir": str(where / "new")}
 
 
+ON_A_RUN = (
+    *(
+        Program(module, _on_run)
+        for module in (sample, evaluate, edit, find_grid, likelihood, probe)
+    ),
+    Program(export, lambda where: {**_on_run(where), "out": str(where / "out")}),
+    Program(reflow, lambda where: {**_on_run(where), "out": str(where / "out.npz")}),
+    Program(report, lambda where: {"workdir": str(where), "out": str(where / "page")}),
+    Program(validate, lambda where: {"workdirs": str(OLD_RUN)}),
+)
 PROGRAMS = (
     Program(train, lambda where: _with_config(where) | {"dry_run": "true"}, config=True),
     Program(train, lambda where: _with_config(where) | {"print_config": "true"}, config=True),
@@ -455,12 +465,7 @@ PROGRAMS = (
         },
         config=True,
     ),
-    *(Program(module, _on_run) for module in (sample, evaluate, edit, find_grid, likelihood)),
-    Program(probe, _on_run),
-    Program(export, lambda where: {**_on_run(where), "out": str(where / "out")}),
-    Program(reflow, lambda where: {**_on_run(where), "out": str(where / "out.npz")}),
-    Program(report, lambda where: {"workdir": str(where), "out": str(where / "page")}),
-    Program(validate, lambda where: {"workdirs": str(OLD_RUN)}),
+    *ON_A_RUN,
     Program(objectives, lambda where: {"out": str(where)}),
     Program(solvers_page, lambda where: {"out": str(where)}),
     Program(
@@ -474,10 +479,11 @@ PROGRAMS = (
     Program(benchmark, lambda where: {"json": str(where / "x.json")}),
     Program(train_classifier, lambda where: {"out": str(where / "c.npz")}),
 )  # fmt: skip
-# Processes that nobody starts are waited for, and plans of searches take long.
+# With these, a program waits for processes that nobody starts.
+WAITED_FOR = ("distributed", "coordinator", "num_processes", "process_index")
+# And plans of searches take long.
 LEFT_OUT = (
-    "distributed", "coordinator", "num_processes", "process_index", "search", "startup", "engine",
-    "largest_batch", "workers", "against", "devices",
+    *WAITED_FOR, "search", "startup", "engine", "largest_batch", "workers", "against", "devices",
 )  # fmt: skip
 
 

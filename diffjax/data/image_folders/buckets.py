@@ -60,7 +60,7 @@ class BucketedSource(Source):
 
     Args:
         sources: not empty.
-        image_shapes: of their images.
+        image_shapes: the shapes of their images.
     """
 
     sources: tuple[Source, ...]

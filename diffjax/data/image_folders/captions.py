@@ -70,8 +70,8 @@ def captioned_folder(
             with 0 there are none.
         split_seed: the seed of that split.
         background: the colour behind transparent pixels, by name or as `#rrggbb`.
-        caption: of images that have none, such as "a photo of sks dog"; with "" each image needs
-            its own.
+        caption: the caption of images that have none, such as "a photo of sks dog"; with "" each
+            image needs its own.
 
     Raises:
         UserError: as `image_folder`; an image has no caption, or a caption no image; a file of
@@ -131,7 +131,7 @@ def read_captions(root: Path, files: Sequence[str], otherwise: str = "") -> list
 
     Args:
         root: the folder.
-        files: of the pictures, relative to it.
+        files: the files of the pictures, relative to it.
         otherwise: the caption of pictures without one; with "" they are refused.
 
     Raises:

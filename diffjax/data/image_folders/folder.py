@@ -71,8 +71,8 @@ def image_folder(
         buckets: the step of sizes of buckets in pixels: training images keep their aspect ratio as
             nearly as a bucket has it, and each batch is of one; 0 for squares alone. Test images
             and what samples are compared with are squares.
-        sixteen_bits: of images of more than 8 bits per channel: "refused", or "scaled", so that the
-            largest number of 16 bits is 255.
+        sixteen_bits: whether images with more than 8 bits per channel are "refused", or "scaled" so
+            that the largest number of 16 bits is 255.
 
     Raises:
         UserError: the folder is missing, unreadable, empty or ambiguous; a link has no target or
@@ -189,7 +189,7 @@ class FolderSource(Source):
         channels: 1 or 3.
         background: the colour behind transparent pixels.
         captions: a text for each image, or none.
-        sixteen_bits: as of `image_folder`.
+        sixteen_bits: as in `image_folder`.
     """
 
     root: Path

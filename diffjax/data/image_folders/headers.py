@@ -120,7 +120,7 @@ class Headers:
         Args:
             image_size: the side of the square that images become.
             background: the colour behind transparent pixels.
-            step: of the sizes of buckets; 0 without them.
+            step: the step of the sizes of buckets; 0 without them.
         """
         if not len(self.sides):
             return {}

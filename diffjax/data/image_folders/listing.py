@@ -38,7 +38,7 @@ class Listing:
         root: the folder.
         files: relative to it; the training images first, if `num_train`.
         labels: int32 `[N]`.
-        names: of the classes; () without any.
+        names: the names of the classes; () without any.
         labels_from: where the labels are from, in words.
         num_train: how many are in the folder `train`; 0 where the folder does not tell them apart.
         held_out: the name of the folder of the others, such as `val`; "" where there is none.
@@ -65,8 +65,8 @@ def list_images(root: Path, table: str = "", column: str = LABEL) -> Listing:
 
     Args:
         root: the folder.
-        table: of labels, relative to `root` or not; "" looks for it.
-        column: of labels in it.
+        table: the table of labels, relative to `root` or not; "" looks for it.
+        column: the column of labels in it.
 
     Raises:
         UserError: the folder is missing, unreadable, empty or ambiguous; an image has no label; a

@@ -182,9 +182,9 @@ class Preprocessing(NamedTuple):
 
     Attributes:
         shortest: the shortest side of an image is resized to so many pixels.
-        side: of the square in the middle that is cut out.
-        mean: of the channels, for pixels in [0, 1].
-        std: of the channels.
+        side: the side of the square in the middle that is cut out.
+        mean: the mean of the channels, for pixels in [0, 1].
+        std: the standard deviation of the channels.
     """
 
     shortest: int

@@ -90,14 +90,14 @@ def dinov2_patches(
     `dinov2_features`.
 
     Args:
-        weights: as of `dinov2_features`.
+        weights: as in `dinov2_features`.
         model: a name in `diffjax.models.dinov2.sizes.SIZES`.
-        sha256: as of `dinov2_features`.
+        sha256: as in `dinov2_features`.
         batch_size_images: images per network evaluation; 32 is typical.
         patches_per_side: rows and columns.
 
     Raises:
-        UserError: as of `dinov2_features`.
+        UserError: as in `dinov2_features`.
     """
     return _extractor(
         f"dinov2_patches:{model}",

@@ -26,7 +26,7 @@ def own_classifier(size: int = 8, cache: str = CACHE) -> Extractor:
     no accuracy.
 
     Args:
-        size: of the averaged pixels, until there is a classifier.
+        size: the size of the averaged pixels, until there is a classifier.
         cache: the folder of the classifiers.
 
     Example:

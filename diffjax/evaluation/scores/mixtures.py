@@ -76,7 +76,7 @@ def sliced_wasserstein_to(
         data: a mixture whose covariances have no eigenvalue 0.
         samples: `[N, ...]` of the mixture's shape.
         num_directions: as in `sliced_wasserstein`, which has the same ones for the same seed.
-        seed: of the directions.
+        seed: the seed of the directions.
 
     Raises:
         UserError: another shape, no directions, or numbers not finite.

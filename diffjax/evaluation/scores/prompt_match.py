@@ -51,7 +51,7 @@ def discriminant(
     """Fits a linear discriminant.
 
     Args:
-        features: of real pictures, with several for each class.
+        features: the features of real pictures, with several for each class.
         labels: 0 to num_classes - 1, all of which occur.
         num_classes: K.
         ridge: added to the diagonal of S, in units of its mean; 0.001 to 0.1.
@@ -97,8 +97,8 @@ class Judge:
         """The probability of each picture to match its caption among `of` captions (`right_of`).
 
         Args:
-            features: of the pictures (`features_of`).
-            captions: of each.
+            features: the features of the pictures (`features_of`).
+            captions: the caption of each picture.
             of: the number of captions that the right one is among.
 
         Raises:
@@ -131,7 +131,7 @@ def judge_of(
         captions: a text for each.
         attributes: values by attribute for each, such as `{"colour": "green"}`.
         copies: changed copies of each picture.
-        seed: of the changes.
+        seed: the seed of the changes.
     """
     features = with_copies(images, copies, seed).reshape(copies + 1, len(images), -1)
     classes = {text: i for i, text in enumerate(dict.fromkeys(captions))}
@@ -160,7 +160,7 @@ def right_of(
     `C(K − 1 − r, of − 1) / C(K − 1, of − 1)`, without drawing any. Chance is 1/of.
 
     Args:
-        logits: of each sample for all classes.
+        logits: the logits of each sample for all classes.
         right: the class of its prompt.
         of: the number of classes, at most K.
 
@@ -201,8 +201,8 @@ def with_copies(
 
     Args:
         images: in [-1, 1].
-        copies: of each picture, beside itself.
-        seed: of the changes.
+        copies: the number of changed copies of each picture.
+        seed: the seed of the changes.
 
     Returns:
         The features of all pictures, then those of all first copies, and so on.

@@ -34,7 +34,7 @@ class Tracked:
     """A run as a tracker sees it.
 
     Attributes:
-        name: of the run: that of its folder.
+        name: the name of the run: that of its folder.
         workdir: its folder.
         config: its config, plain JSON.
         known: what `remember` got when the run was tracked before; "" for a new run.
@@ -99,7 +99,7 @@ class Tracking:
     are left out too.
 
     Args:
-        name: of the tracker, for warnings.
+        name: the name of the tracker, for warnings.
         tracker: opened in the thread.
         run: what it tracks.
         seconds_to_end: how long `close` waits for what has not been passed on.
@@ -183,7 +183,7 @@ class Onwards:
     """A writer to trackers, which stay open for what is written after it.
 
     Args:
-        trackers: of the run.
+        trackers: the trackers of the run.
     """
 
     def __init__(self, trackers: Sequence[Tracking]):

@@ -10,11 +10,8 @@ from jaxtyping import Float
 from diffjax.kinds import Positive
 from diffjax.models.layers.attention import attention
 from diffjax.models.layers.common import Dense, compute_type
-from diffjax.models.unet import Embedding, UNet
+from diffjax.models.unet import WITHOUT_NULL_ROW, Embedding, UNet
 from diffjax.shapes import Array, Images, NoiseLabels
-
-CLASSES_ALONE = Embedding(null_row=False)
-"""A table of labels without a null label, which adds nothing."""
 
 
 class ADM(UNet):
@@ -41,7 +38,7 @@ class ADM(UNet):
     attention_resolutions: tuple[Positive[int], ...] = (32, 16, 8)
     residual_resampling: bool = True
     qkv_order: str = "heads"
-    embedding: Embedding = CLASSES_ALONE
+    embedding: Embedding = WITHOUT_NULL_ROW
 
 
 class ADMUpsampler(ADM):

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.sizes import CLASSIFIERS, SIZES, UPSAMPLERS
-from diffjax.models.unet import UNet
+from diffjax.models.unet import UNet, multipliers_of
 from diffjax.pretrained.family import Denoiser, Family, Published, Size
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.tensors import Tensor
@@ -148,8 +148,8 @@ def _common(shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Size]) ->
     first = [1 + level * (blocks + 1) for level in range(levels)]
     found = {
         "channels": channels,
-        "channel_multipliers": tuple(
-            _ratio(shapes[f"input_blocks.{i}.0.in_layers.2.bias"][0], channels) for i in first
+        "channel_multipliers": multipliers_of(
+            channels, [shapes[f"input_blocks.{i}.0.in_layers.2.bias"][0] for i in first]
         ),
         "num_res_blocks": blocks,
         "first_multiplier": shapes["input_blocks.0.0.bias"][0] / channels,
@@ -163,11 +163,6 @@ def _common(shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Size]) ->
         if same and _of_size(size.settings) == attending:
             found["image_shape"] = size.settings["image_shape"]
     return found
-
-
-def _ratio(features: int, channels: int) -> float:
-    """The multiplier of a level, a whole number where it is one."""
-    return features / channels if features % channels else features // channels
 
 
 def _recognise_adm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

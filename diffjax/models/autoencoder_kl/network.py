@@ -302,7 +302,7 @@ class AutoencoderKLFlux2(AutoencoderKL):
     `pack` makes squares of elements one, and normalises their channels by stored statistics.
 
     Attributes:
-        latent_channels: as of `AutoencoderKL`, before they are packed.
+        latent_channels: as in `AutoencoderKL`, before they are packed.
         patch_size: the side of the squares.
 
     Example:

@@ -309,7 +309,7 @@ def read(
     """Reads a published file of any of the layouts; see `Family.read`.
 
     Args:
-        path: of the file, of torch or safetensors.
+        path: the path of the file, of torch or safetensors.
         network: the network; by default it is recognised by the shapes, with 32 groups.
         layouts: by a tensor of each.
 

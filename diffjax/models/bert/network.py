@@ -35,7 +35,7 @@ class Bert(nn.Module):
         length: the largest number of tokens; 512.
         mlp_width: the width between the layers of an MLP; 4 times `width` by default.
         num_segments: the number of embeddings of segments, of which the first one is used; 2.
-        epsilon: of the norms; 1e-12.
+        epsilon: ε of the norms; 1e-12.
         first_position: that of the first token; 0, and 2 in RoBERTa.
         num_features: the width of the projected mean; 0 for the mean itself.
         dtype: the compute type of the branches; the outputs are float32.

@@ -51,7 +51,7 @@ def clip_vision(
         patch: the side of a patch in pixels.
         mlp_width: the width between the layers of an MLP; 4 times `width` by default.
         activation: the nonlinearity, `quick_gelu` or, in OpenCLIP, `gelu`.
-        epsilon: of the norms.
+        epsilon: ε of the norms.
 
     Raises:
         UserError: no nonlinearity has this name.

@@ -30,7 +30,7 @@ class ClipText(nn.Module):
         mlp_width: the width between the layers of an MLP; 4 times `width` by default.
         activation: the nonlinearity, a name in `ACTIVATIONS`; `quick_gelu` in CLIP L, `gelu` in
             OpenCLIP.
-        epsilon: of the norms.
+        epsilon: ε of the norms.
         end: the token at the end of a text, of which the first counts; None for the largest id in
             each text, which is the same in the published vocabulary, where the end has the largest.
         dtype: the compute type of the blocks; their sum and the outputs are float32.

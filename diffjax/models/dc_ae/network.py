@@ -294,7 +294,8 @@ class DCAE(nn.Module):
         decoder_blocks: likewise; 0 in the same levels.
         attention_levels: levels with blocks of attention and gated convolutions (EfficientViT); the
             other ones have residual blocks.
-        kernel_sizes: of the convolutions that make further heads of attention: none, or 5 (Sana).
+        kernel_sizes: the kernel sizes of the convolutions that make further heads of attention:
+            none, or 5 (Sana).
         head_width: the width of an attention head.
         batch_norm: whether the decoder's residual blocks have batch norm and ReLU, in place of RMS
             norm and SiLU.

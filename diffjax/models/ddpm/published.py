@@ -14,7 +14,7 @@ from typing import Any
 from diffjax.errors import UserError
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.sizes import SIZES
-from diffjax.models.unet import num_groups
+from diffjax.models.unet import multipliers_of, num_groups
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.transforms import conv, dense, merge, squeeze, then
@@ -121,7 +121,7 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]], queries: str = "to_q") -> 
         "image_channels": image_channels,
         "num_classes": shapes.get("class_embedding.weight", (0,))[0],
         "channels": channels,
-        "channel_multipliers": _multipliers(channels, widths),
+        "channel_multipliers": multipliers_of(channels, widths),
         "num_res_blocks": count("down_blocks.0.resnets.{i}.conv1.bias", shapes),
         "attention_levels": tuple(
             i for i in range(levels) if f"down_blocks.{i}.attentions.0.group_norm.bias" in shapes
@@ -132,11 +132,6 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]], queries: str = "to_q") -> 
 
 def _recognise_old(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return _recognise(shapes, "query")
-
-
-def _multipliers(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
-    """The widths of levels in units of the first; whole numbers where they are."""
-    return tuple(w / channels if w % channels else w // channels for w in widths)
 
 
 _FIXED = {
@@ -181,7 +176,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": int(config.get("num_class_embeds") or 0),
         "out_channels": 0 if out_channels == channels else out_channels,
         "channels": widths[0],
-        "channel_multipliers": _multipliers(widths[0], widths),
+        "channel_multipliers": multipliers_of(widths[0], widths),
         "num_res_blocks": int(config["layers_per_block"]),
         "attention_levels": tuple(level for level, here in enumerate(attends) if here),
         "norm_epsilon": float(config["norm_eps"]),

@@ -30,7 +30,7 @@ class Given(NamedTuple):
         conditioning: what modulates them, a vector for each image or each token; None if nothing
             does.
         context: token states to which they attend.
-        rotation: of queries and keys, by the positions of the tokens.
+        rotation: the rotation of queries and keys, by the positions of the tokens.
     """
 
     conditioning: Float[Array, " batch width"] | Tokens | None = None
@@ -39,11 +39,11 @@ class Given(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What one block takes for itself; of stacked blocks each has a first axis.
+    """The inputs that differ between blocks; for stacked blocks each has a first axis of blocks.
 
     Attributes:
-        key: for dropout.
-        place: of a stacked block, one-hot, the place in its stack.
+        key: the random key for dropout.
+        place: the one-hot number of a stacked block in its stack.
         skip: the tokens that an earlier block returned, over a long skip.
     """
 

@@ -15,7 +15,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
 from diffjax.models.dit.block import TOKENS, DiTBlock, Given, Own, modulate, modulation_of
 from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
-from diffjax.models.dit.stages import Stage, stages_of
+from diffjax.models.dit.stages import Stage, sown_blocks, stages_of
 from diffjax.models.layers.common import (
     HIDDEN,
     Conditioning,
@@ -355,7 +355,7 @@ class DiT(nn.Module):
             h = self._block(f"block_{i}")(h, given, Own(key, None, skip))
             if self._leaves_skips(stage):
                 skips.append(h)
-            if i in self._sown:
+            if i in sown_blocks(self.depth, self.hidden_depths):
                 hidden.append(h)
         return h, hidden
 
@@ -369,7 +369,9 @@ class DiT(nn.Module):
     ) -> tuple[Tokens, list[Tokens]]:
         """The same as `_unrolled`, as a loop over one block."""
         # Carried through the loop only if they are needed: each is as large as the tokens.
-        sown = [i for i in self._sown if stage.start <= i < stage.stop]
+        sown = [
+            i for i in sown_blocks(self.depth, self.hidden_depths) if stage.start <= i < stage.stop
+        ]
         if not self.is_mutable_collection(HIDDEN[0]):
             sown = []
 
@@ -407,11 +409,6 @@ class DiT(nn.Module):
 
     def _takes_skips(self, stage: Stage) -> bool:
         return self.long_skips and stage.start > self.depth // 2
-
-    @property
-    def _sown(self) -> list[int]:
-        """The numbers of the blocks whose tokens are sown."""
-        return sorted(d - 1 for d in self.hidden_depths) or [(self.depth - 1) // 4]
 
     def _block(self, name: str) -> DiTBlock:
         # `prevent_cse` stops XLA from merging the recomputation with the forward pass. In a loop
@@ -507,9 +504,9 @@ class DiT(nn.Module):
     def _check_stages(self) -> None:
         """Refuses options that exclude each other, and numbers of blocks that are not there."""
         late = self.class_tokens_from if self.num_class_tokens else 0
-        if self._sown[-1] >= self.depth:
+        if max(self.hidden_depths, default=0) > self.depth:
             raise UserError(
-                f"DiT: there are no tokens after {self._sown[-1] + 1} blocks in a network of "
+                f"DiT: there are no tokens after {max(self.hidden_depths)} blocks in a network of "
                 f"depth={self.depth}"
             )
         for name, number in (("encoder_depth", self.encoder_depth), ("class_tokens_from", late)):

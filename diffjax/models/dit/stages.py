@@ -1,6 +1,7 @@
 """Stages: blocks one after the other over the same tokens, separate or stacked."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,21 @@ def stages_of(depth: int, *starts: int) -> list[Stage]:
     """
     edges = sorted({0, *(start for start in starts if 0 < start < depth), depth})
     return [Stage(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def sown_blocks(depth: int, hidden_depths: Sequence[int]) -> list[int]:
+    """The blocks whose tokens are sown, in increasing order.
+
+    Args:
+        depth: the number of blocks.
+        hidden_depths: the numbers of blocks after which tokens are sown, from 1; without any it is
+            a quarter of the blocks.
+
+    Example:
+        >>> sown_blocks(12, (8, 4)), sown_blocks(12, ())
+        ([3, 7], [2])
+    """
+    return sorted(number - 1 for number in hidden_depths) or [(depth - 1) // 4]
 
 
 def stack_blocks(params: dict[str, Any], *starts: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def blocks(
 
     Args:
         network: the network.
-        rows: of one block, with names within it on both sides.
+        rows: the rows of one block, with names within it on both sides.
         name_of: the number of a block -> its published name.
         stages: which blocks these are; by default all of a DiT.
     """

@@ -5,7 +5,7 @@ import math
 from diffjax.kinds import Decay, NotNegative, Positive
 from diffjax.models.layers.common import Fourier, Sinusoids
 from diffjax.models.layers.resampling import SMOOTH
-from diffjax.models.unet import Embedding, Resampling, UNet
+from diffjax.models.unet import WITHOUT_NULL_ROW, Embedding, Resampling, UNet
 
 AUGMENT_DIM = 9
 """The labels of EDM's augmentation of small images: flips, scale, rotation, anisotropy, shift."""
@@ -28,7 +28,6 @@ NCSNPP = {
     "images_in": "residual",
 }
 """The settings that turn DDPM++ into NCSN++."""
-LATE = Embedding(null_row=False)
 
 
 class SongUNet(UNet):
@@ -85,4 +84,4 @@ class DhariwalUNet(UNet):
     residual_resampling: bool = True
     dropout: Decay[float] = 0.1
     qkv_order: str = "channels"
-    embedding: Embedding = LATE
+    embedding: Embedding = WITHOUT_NULL_ROW

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.models.edm.network import LATE, POSITIONAL, RANDOM, DhariwalUNet, SongUNet
+from diffjax.models.edm.network import POSITIONAL, RANDOM, DhariwalUNet, SongUNet
 from diffjax.models.edm.sizes import OF_ADM, SIZES
 from diffjax.models.layers.resampling import BOX, SMOOTH
-from diffjax.models.unet import Resampling, UNet
+from diffjax.models.unet import WITHOUT_NULL_ROW, Resampling, UNet
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.transforms import constant, conv, dense, squeeze, then
@@ -182,7 +182,7 @@ def _recognise_song(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def _recognise_dhariwal(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     augment_dim = shapes.get("model.map_augment.weight", (0, 0))[1]
     _check_last("model.out_conv.weight", shapes)
-    return _recognise(shapes) | {"embedding": replace(LATE, augment_dim=augment_dim)}
+    return _recognise(shapes) | {"embedding": replace(WITHOUT_NULL_ROW, augment_dim=augment_dim)}
 
 
 def _check_last(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -10,7 +10,7 @@ from diffjax.kinds import NotNegative, Positive
 from diffjax.models.layers.common import Dense, compute_type
 from diffjax.models.layers.context import Parts
 from diffjax.models.layers.norms import norm
-from diffjax.models.unet import Embedding, UNet
+from diffjax.models.unet import WITHOUT_NULL_ROW, Embedding, UNet
 
 _NO_PARTS = Parts()
 
@@ -61,7 +61,7 @@ class KandinskyUNet(UNet):
     num_res_blocks: Positive[int] = 3
     residual_resampling: bool = True
     out_channels: NotNegative[int] = 8
-    embedding: Embedding = Embedding(null_row=False)
+    embedding: Embedding = WITHOUT_NULL_ROW
     token_levels: tuple[NotNegative[int], ...] | None = (1, 2, 3)
     image_width: Positive[int] = 1280
     text_width: NotNegative[int] = 0

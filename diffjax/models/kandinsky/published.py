@@ -15,12 +15,12 @@ from diffjax.models.stable_diffusion.published import (
     RESIDUAL,
     REST,
     groups_of,
-    multipliers,
     one_number_of_groups,
     parts_of_condition,
     widths_of,
     with_parts,
 )
+from diffjax.models.unet import multipliers_of
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.transforms import dense, merge
@@ -86,11 +86,11 @@ def kandinsky(
     """A decoder of Kandinsky 2 with the kind of its condition.
 
     Args:
-        image_shape: of its latents.
-        given_channels: of images beside the latents; 5 for inpainting, the latents of the image
-            that is kept and a mask.
+        image_shape: the shape of its latents.
+        given_channels: the number of channels of images beside the latents; 5 for inpainting, the
+            latents of the image that is kept and a mask.
         pooled_width: the width of the pooled vector of a text, in 2.1.
-        **settings: of the network.
+        **settings: settings of the network.
     """
     network = KandinskyUNet(0, **settings)
     length = 1 + TEXT_LENGTH if network.text_width else 1
@@ -115,7 +115,7 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "given_channels": image_channels - out_channels // 2,
         "pooled_width": shapes.get("add_embedding.text_proj.weight", (0, 0))[1],
         "channels": channels,
-        "channel_multipliers": multipliers(channels, widths),
+        "channel_multipliers": multipliers_of(channels, widths),
         "num_res_blocks": count("down_blocks.0.resnets.{i}.conv1.bias", shapes),
         "out_channels": out_channels,
         "token_levels": tuple(
@@ -181,7 +181,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "image_shape": (int(height), int(width), out_channels // 2),
         "head_channels": int(config["attention_head_dim"]),
         "token_levels": tuple(level for level, here in enumerate(attends) if here),
-        "channel_multipliers": multipliers(widths[0], widths),
+        "channel_multipliers": multipliers_of(widths[0], widths),
         "num_groups": groups_of(int(config.get("norm_num_groups") or 32), widths),
         "dropout": float(config.get("dropout", 0.0)),
     }

@@ -44,8 +44,8 @@ def masked(
         k: keys `[B, S, heads, d]`.
         v: values `[B, S, heads, d]`.
         mask: `[B or 1, heads or 1, T or 1, S]`. Of a query that sees no key the output is finite.
-        bias: of the same shape; none by default.
-        scale: of the products; by default `1/√d`.
+        bias: a bias of the same shape; none by default.
+        scale: the scale of the products; by default `1/√d`.
 
     Example:
         >>> import jax.numpy as jnp

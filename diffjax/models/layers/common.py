@@ -200,7 +200,7 @@ class Embeddings(NamedTuple):
 
     Attributes:
         times: one for each noise label.
-        label: of the class; None without classes.
+        label: the embedding of the class; None without classes.
     """
 
     times: tuple[jax.Array, ...]
@@ -378,7 +378,7 @@ class SelfAttention(nn.Module):
             arXiv:2302.05442, with RMS norms).
         out_bias: whether the output layer has a bias.
         dense_out: whether there is an output layer.
-        base_head_width: as of `as_of_head_width`; 0 changes nothing.
+        base_head_width: as in `as_of_head_width`; 0 changes nothing.
 
     Raises:
         UserError: the heads do not divide the width, or the order is unknown.

@@ -85,7 +85,7 @@ class Enlarged(nn.Module):
     """Images `[B, h, w, C]` at whole multiples of their sides, by linear interpolation.
 
     Attributes:
-        factors: of height and width.
+        factors: the factors of height and width.
     """
 
     factors: tuple[int, int]
@@ -132,7 +132,7 @@ class CrossAttention(nn.Module):
         null_token: whether there is a null token. Without it, as in Stable Diffusion, an example
             without any token attends to its masked states, all alike.
         qkv_bias: whether the layers of queries, keys and values have biases.
-        base_head_width: as of `diffjax.models.layers.common.SelfAttention`.
+        base_head_width: as in `diffjax.models.layers.common.SelfAttention`.
     """
 
     num_heads: int

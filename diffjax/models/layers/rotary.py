@@ -90,7 +90,7 @@ def rotate(x: Queries, rotation: Rotation) -> Queries:
 
     Args:
         x: queries or keys `[B, T, heads, d]`.
-        rotation: of T tokens.
+        rotation: the rotation of T tokens.
 
     Example:
         >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)

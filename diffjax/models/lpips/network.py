@@ -64,7 +64,7 @@ class LPIPS(nn.Module):
     The sides of images must be at least 16 pixels, since VGG16 halves them four times.
 
     Attributes:
-        width: of `VGG16`.
+        width: the width of `VGG16`.
 
     Example:
         >>> import jax

@@ -60,8 +60,8 @@ def read(path: str | Path, heads: str | Path = "") -> tuple[LPIPS, Any]:
     """Reads LPIPS from one file with all, or from torchvision's VGG16 and a file of heads.
 
     Args:
-        path: of a file with all, or of torchvision's VGG16.
-        heads: of the file with the weights of channels, for torchvision's.
+        path: the path of a file with all weights, or of torchvision's VGG16.
+        heads: the path of the file with the weights of the channels, for torchvision's VGG16.
 
     Returns:
         The network and its parameters.

@@ -29,7 +29,7 @@ class MOVQ(nn.Module):
         num_groups: the number of groups of each group norm; divides all channels.
         image_channels: the number of channels of images.
         dtype: the compute type, `"float32"` or `"bfloat16"`; parameters and outputs are float32.
-        attention: as of `AutoencoderKL`.
+        attention: as in `AutoencoderKL`.
 
     Example:
         >>> net = MOVQ(channels=(8, 16), num_res_blocks=1, num_groups=4, attention_levels=(1,))

@@ -34,7 +34,7 @@ class Qwen3(nn.Module):
         mlp_width: the number of hidden units of an MLP; 9,728 in 4B.
         vocabulary: the number of tokens; 151,936.
         max_period: the longest period of the rotation, over 2π; 10⁶.
-        epsilon: of the norms; 1e-6.
+        epsilon: ε of the norms; 1e-6.
         dtype: the compute type of the branches; their sum stays in float32.
 
     References:

@@ -34,7 +34,7 @@ class Given(NamedTuple):
 
     Attributes:
         conditioning: what modulates them, a vector for each image.
-        rotation: of queries and keys, of the text's tokens and then the image's.
+        rotation: the rotation of queries and keys, of the text's tokens and then the image's.
         mask: `[B, 1, 1, L + T]`, which tokens are attended to; None is all.
         shared: modulations that all blocks share, by the names of the layers that each would have.
     """
@@ -137,7 +137,7 @@ class JointBlock(nn.Module):
     the text is used no more: with `context_ends` it is only attended to.
 
     Attributes:
-        layers: of the block.
+        layers: the layers of the block.
         dual: whether the image attends to itself as well.
         context_ends: whether the text is returned as it was.
     """
@@ -188,7 +188,7 @@ class SingleBlock(nn.Module):
     (arXiv:2302.05442), section 2.
 
     Attributes:
-        layers: of the block.
+        layers: the layers of the block.
     """
 
     layers: Layers

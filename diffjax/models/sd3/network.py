@@ -15,7 +15,7 @@ from diffjax.errors import UserError
 from diffjax.kinds import NotNegative, Positive
 from diffjax.models.dit.block import TOKENS, modulate, modulation_of
 from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
-from diffjax.models.dit.stages import Stage, stages_of
+from diffjax.models.dit.stages import Stage, sown_blocks, stages_of
 from diffjax.models.layers.common import HIDDEN, Conditioning, Dense, compute_type
 from diffjax.models.layers.context import beside, parts_of
 from diffjax.models.layers.placement import constrain
@@ -260,11 +260,6 @@ class MMDiT(nn.Module):
         c = given.conditioning
         return given._replace(shared={own: modulation_of(x, c) for own, x in layers.items()})
 
-    @property
-    def _sown(self) -> list[int]:
-        """The numbers of the blocks whose tokens are sown."""
-        return sorted(d - 1 for d in self.hidden_depths) or [(self.depth - 1) // 4]
-
     def _sow(self, image: jax.Array, grid: tuple[int, int]) -> None:
         self.sow(*HIDDEN, image.reshape(-1, *grid, self.hidden_size))
 
@@ -273,11 +268,13 @@ class MMDiT(nn.Module):
         if not self.scan:
             for i, name in enumerate(stage.blocks, stage.start):
                 tokens = self._block(stage, name)(tokens, given)
-                if i in self._sown:
+                if i in sown_blocks(self.depth, self.hidden_depths):
                     self._sow(tokens.image, grid)
             return tokens
         # Carried through the loop only if they are needed: each is as large as the tokens.
-        sown = [i for i in self._sown if stage.start <= i < stage.stop]
+        sown = [
+            i for i in sown_blocks(self.depth, self.hidden_depths) if stage.start <= i < stage.stop
+        ]
         if not self.is_mutable_collection(HIDDEN[0]):
             sown = []
 
@@ -349,7 +346,7 @@ class MMDiT(nn.Module):
             raise UserError(
                 f"MMDiT: dual_blocks={self.dual_blocks} is more than depth={self.depth}"
             )
-        if self._sown[-1] >= self.depth:
+        if max(self.hidden_depths, default=0) > self.depth:
             raise UserError(
                 f"MMDiT: hidden_depths={tuple(self.hidden_depths)} is more than depth={self.depth}"
             )

@@ -1,10 +1,7 @@
 """Stable Diffusion's network: a setting of `UNet`."""
 
 from diffjax.kinds import NotNegative, Positive
-from diffjax.models.unet import Embedding, Transformers, UNet
-
-CLASSES_ALONE = Embedding(null_row=False)
-"""A table of labels without a null label, of upscalers."""
+from diffjax.models.unet import WITHOUT_NULL_ROW, Embedding, Transformers, UNet
 
 
 class StableDiffusionUNet(UNet):
@@ -40,6 +37,6 @@ class StableDiffusionUNet(UNet):
     scale_shift: bool = False
     out_channels: NotNegative[int] = 4
     num_heads: NotNegative[int] = 8
-    embedding: Embedding = CLASSES_ALONE
+    embedding: Embedding = WITHOUT_NULL_ROW
     transformers: Transformers | None = Transformers((1, 1, 1, 0))
     linear_projection: bool = False

@@ -12,9 +12,9 @@ from typing import Any
 
 from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers, Several, Tokens
 from diffjax.errors import UserError
-from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
+from diffjax.models.stable_diffusion.network import StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
-from diffjax.models.unet import Transformers, UNet, num_groups
+from diffjax.models.unet import WITHOUT_NULL_ROW, Transformers, UNet, multipliers_of, num_groups
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.transforms import conv, dense, merge, split, squeeze, then
@@ -185,22 +185,22 @@ def stable_diffusion(
     """A U-Net of Stable Diffusion with the kind of its condition.
 
     Args:
-        image_shape: of its latents.
-        context_width: of the condition's token states.
-        given_channels: of images beside the latents; 5 for inpainting, a mask and the latents of
-            the image that is kept.
+        image_shape: the shape of its latents.
+        context_width: the width of the condition's token states.
+        given_channels: the number of channels of images beside the latents; 5 for inpainting, a
+            mask and the latents of the image that is kept.
         added_features: the width of the pooled vector and all embedded numbers; 2816 in SDXL.
         num_numbers: the number of numbers, 6 in SDXL.
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
         guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
         embedded_guidance: that scale, where it is embedded; 8 by default.
-        **settings: of the network.
+        **settings: settings of the network.
 
     Raises:
         UserError: a scale for a network that embeds none.
     """
-    embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
+    embedding = replace(WITHOUT_NULL_ROW, added_width=number_width if num_numbers else 0)
     if guidance_width:
         embedding = replace(embedding, guidance_width=guidance_width)
     if embedded_guidance is not None:
@@ -279,7 +279,7 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     block = "transformer_blocks.{j}.norm1.bias"
     depths = [count(f"down_blocks.{i}.attentions.0.{block}", shapes) for i in range(levels)]
     return found | {
-        "channel_multipliers": multipliers(found["channels"], widths),
+        "channel_multipliers": multipliers_of(found["channels"], widths),
         "num_res_blocks": count("down_blocks.0.resnets.{i}.conv1.bias", shapes),
         "transformers": Transformers(
             tuple(depths), count(f"mid_block.attentions.0.{block}", shapes)
@@ -295,7 +295,7 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     firsts = [1 + level * (blocks + 1) for level in range(halvings + 1)]
     block = "transformer_blocks.{j}.norm1.bias"
     return found | {
-        "channel_multipliers": multipliers(
+        "channel_multipliers": multipliers_of(
             found["channels"], [shapes[f"input_blocks.{i}.0.in_layers.2.bias"][0] for i in firsts]
         ),
         "num_res_blocks": blocks,
@@ -304,11 +304,6 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             count(f"middle_block.1.{block}", shapes),
         ),
     }
-
-
-def multipliers(channels: int, widths: Sequence[int]) -> tuple[float, ...]:
-    """The widths of levels in units of the first; whole numbers where they are."""
-    return tuple(w / channels if w % channels else w // channels for w in widths)
 
 
 _FIXED: Mapping[str, Any] = {
@@ -388,7 +383,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": int(config.get("num_class_embeds") or 0),
         "guidance_width": int(config.get("time_cond_proj_dim") or 0),
         "channels": widths[0],
-        "channel_multipliers": multipliers(widths[0], widths),
+        "channel_multipliers": multipliers_of(widths[0], widths),
         "num_res_blocks": int(given["layers_per_block"]),
         "out_channels": out_channels,
         "transformers": Transformers(

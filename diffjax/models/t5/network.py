@@ -40,7 +40,7 @@ class T5Encoder(nn.Module):
         vocabulary: the number of tokens; 32,128.
         num_buckets: the number of buckets of distances, half of them for each direction; 32.
         max_distance: 128.
-        epsilon: of the norms; 1e-6.
+        epsilon: ε of the norms; 1e-6.
         dtype: the compute type of the branches; bfloat16 or float32.
 
     References:

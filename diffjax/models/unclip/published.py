@@ -52,7 +52,7 @@ def unclip_prior(features: int = 768, **settings: Any) -> Denoiser:
 
     Args:
         features: the width of an embedding; 768 (CLIP L) or 1280 (bigG).
-        **settings: of the network.
+        **settings: settings of the network.
     """
     network = UnclipPrior(0, **settings)
     return Denoiser(network, (1, 1, features), Tokens(network.length, features, features))

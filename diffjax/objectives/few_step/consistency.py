@@ -132,8 +132,8 @@ class Shrinking:
     Attributes:
         base: q; 2 in the authors' code for CIFAR-10, 4 for ImageNet-64.
         stages: how often the distance shrinks; 8 in the paper for CIFAR-10 with q = 2.
-        slope: of n; 8 in the paper.
-        decay: of n; 1 in the paper.
+        slope: the slope of n; 8 in the paper.
+        decay: the decay of n; 1 in the paper.
     """
 
     base: Annotated[Scalar, Range("(1, inf)")] = 2.0
@@ -216,7 +216,7 @@ class Consistency(Noising):
     Attributes, beside those of `Noising`, whose weight multiplies the distance:
         pairs: which levels are compared.
         metric: the distance of two images, `MeanSquare`, `PseudoHuber` or `Perceptual`.
-        power: of the difference of the levels; 0 in CT, 1 in iCT and ECT.
+        power: the power of the difference of the levels; 0 in CT, 1 in iCT and ECT.
         prediction: the pair along which x moves to the earlier level, `FromData` or `FromTeacher`.
         averaged_target: whether the other image is of the weights `config.teacher` (`ema`), as in
             CT, and not of those in training. Not in distillation, where these are the teacher's.

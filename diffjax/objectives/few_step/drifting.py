@@ -60,7 +60,7 @@ class Drifting(Noising):
 
     Attributes, beside those of `Noising`, of which `times` and `weight` have no effect here:
         features: φ, `Pixels` or any differentiable function.
-        temperatures: of the kernel; the fields are normalised and added.
+        temperatures: the temperatures of the kernel; the fields are normalised and added.
         generated: samples for each example of the batch.
         guidance_scale: 1 is no guidance; without effect where each example has its own.
     """
@@ -164,7 +164,7 @@ def drift_loss(
         samples: features of generated samples, `[n, F, D]`.
         images: of images, `[m, F, D]`.
         others: which of them count for which sample.
-        temperatures: of the kernel.
+        temperatures: the temperatures of the kernel.
     """
     here, real = (jnp.swapaxes(x, 0, 1) for x in (samples, images))
     fixed = jax.lax.stop_gradient(here)

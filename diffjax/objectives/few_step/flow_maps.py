@@ -284,7 +284,7 @@ class AlphaFlow(GuidedFlowMap):
     Attributes, beside those of `GuidedFlowMap`:
         power: the exponent of the adaptive weight, as in `MeanFlow`.
         floor: added to the denominator of the adaptive weight.
-        steepness: of the curriculum; 25 in the paper. With 0, α stays ½.
+        steepness: the steepness of the curriculum; 25 in the paper. With 0, α stays ½.
         middle: the fraction of training at which α is ½.
         smallest: 0.005 in the paper. Rounding is 1e-7/α of the network's outputs in float32, and
             1e-2/α in bfloat16: there take 0.1 or more.

@@ -121,7 +121,7 @@ def squared_discrepancy(one: Group, other: Group, reach: PerSample) -> PerSample
 
     Args:
         one: `[groups, particles, numbers]`.
-        other: of the same shape.
+        other: an array of the same shape.
         reach: `[groups]`, the scale of the kernel `exp(-‖x - y‖/(numbers·reach))`.
 
     Example:

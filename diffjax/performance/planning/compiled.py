@@ -199,8 +199,8 @@ def needs_on(
 
     Args:
         config: resolved.
-        mesh: of devices that need not be attached.
-        topology: of these devices, for the memory that a program may use.
+        mesh: the mesh of devices that need not be attached.
+        topology: the topology of these devices, for the memory that a program may use.
         program: `"training"`, one step, or `"sampling"`, one batch.
 
     Raises:

@@ -34,7 +34,7 @@ class Fitted:
     Attributes:
         config: with the settings.
         reasons: what was chosen and why, by setting.
-        peak_bytes: of a device, by plan; None where its memory is unknown.
+        peak_bytes: the peak memory of a device in bytes, by plan; None if its memory is unknown.
     """
 
     config: ConfigDict
@@ -84,7 +84,8 @@ def fitted(
 
     Args:
         config: resolved.
-        topology: of the machine; None if its memory is unknown: then only the type is chosen.
+        topology: the topology of the machine; None if its memory is unknown: then only the type is
+            chosen.
         bfloat16: whether its devices multiply bfloat16 faster than float32.
         given: settings to keep, as `config.mesh.data` or `config.model.remat`.
         plan: returns what a config needs on a topology; the analytic model.
@@ -180,7 +181,7 @@ def fixed_bytes(needs: Needs, parts: int) -> int:
 
     Args:
         needs: a plan without accumulation.
-        parts: of a batch; with several, the sum of their gradients is kept too.
+        parts: the parts of a batch; with several, the sum of their gradients is kept too.
     """
     return needs.state_bytes + needs.memory.get("gradients", 0) * (1 if parts == 1 else 2)
 
@@ -190,6 +191,6 @@ def kept_bytes(needs: Needs, parts: int) -> int:
 
     Args:
         needs: a plan without accumulation.
-        parts: of a batch, evaluated one after the other.
+        parts: the parts of a batch, evaluated one after the other.
     """
     return needs.memory.get("batch", 0) + needs.memory.get("activations", 0) // parts

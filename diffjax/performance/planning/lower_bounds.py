@@ -24,7 +24,7 @@ def model_flops(setup: Setup, program: str) -> float:
     Counted in the traced program, with rematerialisation off and attention as matrix products.
 
     Args:
-        setup: of the run.
+        setup: the setup of the run.
         program: `"training"`, one step, or `"sampling"`, one batch.
     """
     config = ConfigDict(setup.config.to_dict())

@@ -28,8 +28,8 @@ def write_page(
     """Writes plans as one HTML page: memory, work, traffic and the lower bound on the time.
 
     Args:
-        path: of the HTML file.
-        name: of the config, for the title.
+        path: the path of the HTML file.
+        name: the name of the config, for the title.
         rows: every plan as (label, config, needs).
         best: the plan shown in full; None shows the last row.
         command: the command that makes the page again.

@@ -41,7 +41,7 @@ def meshes(
     of groups in a slice, or not at all (pure data parallelism). No `fsdp` group crosses slices.
 
     Args:
-        num_chips: of the whole machine.
+        num_chips: the number of chips of the whole machine.
         batch_size: images per step. If the data-parallel devices do not divide it, only the
             largest `fsdp` is returned.
         num_slices: groups of chips with fast links.

@@ -22,16 +22,13 @@ from diffjax.evaluation.scores.label_mix import proportional_labels
 from diffjax.evaluation.tables import HIGHER_IS_BETTER
 from diffjax.kinds import AtLeastOne, Range
 from diffjax.runs.load import Run
-from diffjax.runs.measuring.measure import (
+from diffjax.runs.measuring.evaluated_samples import (
     label_shares,
-    noise_seed,
-    own_extractor,
     own_mix,
     own_prompts,
-    reference_of,
-    telling,
     wanted_samples,
 )
+from diffjax.runs.measuring.measure import noise_seed, own_extractor, reference_of, with_beat
 from diffjax.runs.samples.model import Request
 from diffjax.settings import NumSamples, Seed
 from diffjax.spec import build, choose
@@ -205,7 +202,7 @@ class Samples:
                 dataset, extractor, reference_of(dataset, extractor, lambda: begun(0))
             )  # fmt: skip
         _, extractor, real = self._known
-        return replace(real, extractor=telling(lambda: begun(0), extractor))
+        return replace(real, extractor=with_beat(lambda: begun(0), extractor))
 
 
 @dataclass(frozen=True)

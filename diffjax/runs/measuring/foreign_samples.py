@@ -33,7 +33,7 @@ def measure_samples(
     samples were drawn, `samples` has their file, its hash and their number.
 
     Args:
-        path: of the samples, as in `diffjax.evaluation.sample_files.read_samples`.
+        path: the path of the samples, as in `diffjax.evaluation.sample_files.read_samples`.
         dataset: the real images.
         extractors: the networks whose features are compared, the main one first.
         folder: for the results; it has no run.

@@ -39,7 +39,7 @@ class Method(NamedTuple):
     """One method to estimate likelihoods.
 
     Attributes:
-        estimate: of `log p`, or of `log P` where `discrete`.
+        estimate: the estimate of `log p`, or of `log P` where `discrete`.
         coarser: the same estimate with larger steps, to measure the error of the steps; None if
             the method has no such error.
         discrete: whether the estimate is of grey levels, without dequantisation.
@@ -104,12 +104,12 @@ class WantedBits:
 
     Attributes:
         method: a key of `METHODS`.
-        options: of the method.
+        options: the options of the method.
         weights: `live` or an average; the run's own by default.
         num_images: evenly spaced ones of the test set; 0 takes all.
         batch_size: images at a time.
         dequantiser_steps: updates that fit a variational dequantiser.
-        seed: of probes, times and noise.
+        seed: the seed of probes, times and noise.
 
     Raises:
         UserError: one of another kind, or a number out of range.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, count, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.comparison.results import LIKELIHOOD
-from diffjax.data import DataSet, Source, all_captions, all_examples
+from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import cached_arrays, metrics
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, distinct, evaluate
 from diffjax.evaluation.extractors.features import Extractor, check_images
 from diffjax.evaluation.image_statistics import Batches, ImageSet
-from diffjax.evaluation.reference import MAX_IMAGES, class_counts
+from diffjax.evaluation.reference import MAX_IMAGES
 from diffjax.evaluation.scores import neighbours
 from diffjax.evaluation.scores.distances import FEWEST_IMAGES
 from diffjax.evaluation.scores.label_mix import proportional_labels
-from diffjax.host.files import place_of, write_json
+from diffjax.host.files import write_json
 from diffjax.host.interrupts import Interrupted, stop_at_once
 from diffjax.host.processes import is_first
 from diffjax.host.progress import Progress, progress
@@ -32,6 +32,17 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.load import Run
+from diffjax.runs.measuring.evaluated_samples import (
+    WantedSamples,
+    check_conditions,
+    check_prompts,
+    conditioning_images,
+    label_shares,
+    needs_test_images,
+    own_mix,
+    own_prompts,
+    wanted_samples,
+)
 from diffjax.runs.measuring.kept_samples import KeptSamples, forget
 from diffjax.runs.measuring.likelihoods import (
     WantedBits,
@@ -41,7 +52,6 @@ from diffjax.runs.measuring.likelihoods import (
 )
 from diffjax.runs.measuring.results import file_of, keep_earlier
 from diffjax.runs.parts import Parts
-from diffjax.runs.samples.condition_files import texts_in
 from diffjax.runs.samples.found_grids import FOUND
 from diffjax.runs.samples.model import Request
 from diffjax.runs.samples.recipes import Chosen, named_recipe
@@ -58,7 +68,7 @@ _LIKELIHOOD_BATCH = 128  # with gradients, it takes more memory than sampling do
 
 @dataclass(frozen=True)
 class Wanted:
-    """The samples to evaluate; None keeps the setting of the run's config. All lists are crossed.
+    """The samples to evaluate: all combinations of these lists; None keeps the run's setting.
 
     Attributes:
         solvers: names.
@@ -74,7 +84,7 @@ class Wanted:
         guidance_scales: 1 is off.
         guidance: names of its parts, joined by "+".
         against: the source of its second prediction.
-        seeds: of the noise.
+        seeds: seeds of the noise.
         weights: `live`, or names of averages.
         extractors: the networks whose features distances compare. All rows are by the first;
             numbers by the others, of the run's own recipe, are under `extractors`.
@@ -121,7 +131,7 @@ def measure(
         run: the model.
         dataset: what it was trained on.
         wanted: the samples and the extractors.
-        should_stop: called before each batch of samples; if it returns True, this ends there.
+        should_stop: called before each batch of samples; if it returns True, the evaluation ends.
         begun: called with the number of each batch before it is drawn, its features are computed
             or its likelihood is measured.
         report: called with each row of the table as it is done.
@@ -143,8 +153,8 @@ def measure(
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, wired, dataset)
     texts = own_prompts(run.config, wanted.prompts)
-    if not texts and _of_test_images(wired):
-        _check_given(wired, dataset)
+    if not texts and needs_test_images(wired):
+        check_conditions(wired, dataset)
     numbers = count(1)
 
     def beat() -> None:
@@ -199,7 +209,7 @@ def measure(
 def _logged_reference(
     dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
 ) -> metrics.Reference:
-    """`reference_of`, whose progress is logged by the images whose features are computed."""
+    """`reference_of` that logs how many images have been read."""
     total = sum(min(len(each), MAX_IMAGES) for each in (dataset.reference, dataset.test))
     with progress(f"reading the real images, features by {extractor.name}", total) as reading:
         done = count(1)
@@ -212,7 +222,7 @@ def _logged_reference(
 
 
 def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progress) -> Draw:
-    """`draw`, called for each of the recipes in turn, whose progress is logged."""
+    """`draw` that logs its progress over all recipes, which must be drawn in order."""
     numbers, costs = count(1), [0, *accumulate(map(_cost, recipes))]
 
     def logged(named: NamedRecipe) -> tuple[Batches, int]:
@@ -236,7 +246,7 @@ def _logged_draw(draw: Draw, recipes: Sequence[NamedRecipe], evaluating: Progres
 
 
 def _cost(named: NamedRecipe) -> int:
-    """Network evaluations per sample, at least about."""
+    """Network evaluations per sample; for adaptive solvers, an estimate by the number of steps."""
     return named.recipe.nfe or named.recipe.num_steps * named.recipe.calls
 
 
@@ -350,214 +360,21 @@ def reference_of(
     """The real images that a run's samples are compared with; `beat` is called at each batch."""
     return metrics.reference(
         dataset,
-        telling(beat, extractor.of(dataset)),
+        with_beat(beat, extractor.of(dataset)),
         folder=cached_arrays.FOLDER,
         sharding=local_rows(),
         shared=jax.process_count() > 1,
     )
 
 
-def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
-    """The same extractor, which calls `beat` before each batch: a reference may take an hour."""
+def with_beat(beat: Callable[[], None], extractor: Extractor) -> Extractor:
+    """An extractor that calls `beat` before each batch, since a reference may take hours."""
 
     def prepare(images: np.ndarray) -> np.ndarray:
         beat()
         return extractor.prepare(images)
 
     return replace(extractor, prepare=prepare)
-
-
-def own_mix(config: ConfigDict) -> str:
-    """The label mix of a config."""
-    return config.evaluation.labels
-
-
-def labels_in_mix(
-    run: Run, n: int, mix: str | None = None, data_path: str | None = None
-) -> np.ndarray:
-    """Labels in the proportions in which an evaluation of a run draws them, int32 `[n]`.
-
-    Args:
-        run: the model.
-        n: how many.
-        mix: as in `Wanted.labels`; `config.evaluation.labels` by default.
-        data_path: where the data lie now, if they have moved.
-
-    Raises:
-        UserError: no such label, or data that are not there.
-    """
-    mix, wired = mix or own_mix(run.config), run.parts.wired
-    if not wired.condition.can_be_dropped and mix in ("data", "balanced"):
-        return np.zeros(n, np.int32)
-    dataset = run.dataset(data_path)
-    return proportional_labels(n, label_shares(mix, wired, dataset, class_counts(dataset)))
-
-
-def label_shares(
-    mix: str, wired: Wired, dataset: DataSet, class_counts: np.ndarray | None = None
-) -> np.ndarray:
-    """How often each class is drawn, relative to the others, `[K]`.
-
-    Args:
-        mix: as in `Wanted.labels`.
-        wired: the model.
-        dataset: whose classes they are.
-        class_counts: of the real images; None if the call only checks that the mix exists.
-
-    Raises:
-        UserError: no such label, or a model whose samples have the labels of what they are made of.
-    """
-    classes = max(dataset.num_classes, 1)
-    balanced = np.ones(classes, int)
-    known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
-    if _of_test_images(wired) and mix != "data":
-        raise UserError(
-            f"evaluation.labels={mix}: the samples of this run have the conditions of test images, "
-            "so leave it at data"
-        )
-    if mix in known:
-        return known[mix]
-    try:
-        labels = wired.condition.parse(mix.split(","))
-    except UserError as error:
-        raise UserError(
-            f"evaluation.labels={mix} is neither data nor balanced, and {error}"
-        ) from None
-    return np.bincount(labels, minlength=classes)
-
-
-class WantedSamples(NamedTuple):
-    """Labels, condition and sources of the n samples that a run is evaluated by.
-
-    Attributes:
-        labels: `[n]`, the class that each is to show; zeros without classes, None of prompts.
-        condition: their condition, n rows.
-        source: `[n, h, w, c]`, what each is made from; None where that is noise.
-        texts: n of them, what each is to show; None where there are none.
-    """
-
-    labels: np.ndarray | None
-    condition: Any
-    source: np.ndarray | None
-    texts: list[str] | None = None
-
-
-def wanted_samples(
-    wired: Wired,
-    dataset: Callable[[], DataSet],
-    labels: np.ndarray,
-    prompts: Sequence[str] = (),
-) -> WantedSamples:
-    """The condition and sources of the samples that a run is evaluated by, one for each label.
-
-    Samples that start from noise and are conditioned on classes have the given labels. If they
-    start at a source, or a label does not determine their condition, sources and conditions are
-    those of as many test images, evenly spaced, each of them at most once. Data without test images
-    have the conditions of the reference images.
-
-    Args:
-        wired: the model.
-        dataset: returns the data; called where test images are needed.
-        labels: `[n]`.
-        prompts: texts that samples show in turn, in the place of labels and test images; none by
-            default.
-
-    Raises:
-        UserError: the condition can't be read from the prompts.
-    """
-    if prompts:
-        _check_prompts(wired, prompts)
-        # A prompt is encoded once, also where there are more prompts than samples.
-        rows = np.arange(len(labels)) % len(prompts)
-        condition = wired.condition.parse(list(prompts[: len(labels)]))
-        texts = [prompts[int(row)] for row in rows]
-        return WantedSamples(None, wired.condition.take(condition, rows), None, texts)
-    if not _of_test_images(wired):
-        return WantedSamples(labels, wired.condition.of_labels(labels), None)
-    given = _given_by(wired, dataset())
-    batch = all_examples(given, len(labels))
-    captions = all_captions(given, len(labels))
-    source = batch.get("source") if wired.objective.traits.starts_at_source else None
-    condition = wired.condition.of_batch(batch)
-    return WantedSamples(batch["label"], condition, source, captions or None)
-
-
-def own_prompts(config: ConfigDict, given: str | None = None) -> list[str]:
-    """The text, or those in `@FILE`, of `config.evaluation.prompts` or `given`; [] if it is empty.
-
-    Raises:
-        UserError: the file can't be read, or has no `@` before it.
-    """
-    name = config.evaluation.prompts if given is None else given
-    if name.startswith("@"):
-        return texts_in(place_of(name[1:]))
-    if name and place_of(name).is_file():
-        raise UserError(f"evaluation.prompts={name} is a file: put @ before it, as in @{name}")
-    return [name] if name else []
-
-
-def _check_prompts(wired: Wired, prompts: Sequence[str]) -> None:
-    """Refuses prompts that no sample can show.
-
-    Raises:
-        UserError: samples start at images, or the condition can't be read from the first text.
-    """
-    if wired.objective.traits.starts_at_source:
-        raise UserError(
-            "evaluation.prompts: this run makes images from test images, which have conditions of "
-            "their own: leave it empty"
-        )
-    try:
-        wired.condition.parse(list(prompts[:1]))
-    except UserError as error:
-        raise UserError(f"evaluation.prompts: {error}") from None
-
-
-def _given_by(wired: Wired, dataset: DataSet) -> Source:
-    """The images whose sources or conditions samples have."""
-    from_noise = not wired.objective.traits.starts_at_source
-    return dataset.reference if from_noise and not len(dataset.test) else dataset.test
-
-
-def _check_given(wired: Wired, dataset: DataSet) -> None:
-    """Refuses images without the conditions that samples would have.
-
-    Raises:
-        UserError: an array of a condition is missing.
-    """
-    given = _given_by(wired, dataset)
-    names = given.gather(np.arange(min(1, len(given))))
-    for name in wired.condition.shapes(1):
-        if len(given) and name not in names:
-            raise UserError(
-                f"{dataset.name} has no {name}, the condition of this model "
-                f"({wired.condition.describe()}): set evaluation.prompts, or --prompts"
-            )
-
-
-def _of_test_images(wired: Wired) -> bool:
-    from_noise = not wired.objective.traits.starts_at_source
-    return not from_noise or wired.condition.of_labels(np.zeros(1, np.int32)) is None
-
-
-def conditions_to_show(
-    wired: Wired, dataset: Callable[[], DataSet], n: int, most: int | None = None
-) -> tuple[Any, np.ndarray | None]:
-    """The condition and the sources of samples for a picture.
-
-    They cycle through all conditions if these can be listed, else they are those of test images.
-
-    Args:
-        wired: the model.
-        dataset: returns the data; called where test images are needed.
-        n: how many; fewer where there are fewer test images.
-        most: the largest number of different conditions.
-    """
-    listed = wired.condition.in_turn(n, most)
-    if listed is not None and not wired.objective.traits.starts_at_source:
-        return listed, None
-    samples = wanted_samples(wired, dataset, np.zeros(n, np.int32))
-    return samples.condition, samples.source
 
 
 def own_extractors(config: ConfigDict, dataset: DataSet) -> tuple[Extractor, ...]:
@@ -601,7 +418,7 @@ def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     _check_recipes([main, *others], parts.wired)
     label_shares(own_mix(config), parts.wired, dataset)
     if prompts := own_prompts(config):
-        _check_prompts(parts.wired, prompts)
+        check_prompts(parts.wired, prompts)
     _check_counts(parts, dataset)
     for extractor in own_extractors(config, dataset):
         _check_extractor(extractor, dataset.picture_shape)
@@ -621,22 +438,22 @@ def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:
 
 
 def _check_extractor(extractor: Extractor, image_shape: tuple[int, int, int]) -> None:
-    """Shows an extractor one image, without computing anything."""
+    """Evaluates an extractor abstractly on one image, to check that it takes such images."""
     one_image = np.zeros((1, *image_shape), np.float32)
     check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
     jax.eval_shape(extractor.apply, extractor.prepare(one_image))
 
 
 def _check_counts(parts: Parts, dataset: DataSet) -> None:
-    """Refuses to begin where there are too few real images for any distance at the end."""
+    """Refuses data with too few real images for the distances of the evaluation."""
     num_real, num_test = len(dataset.reference), len(dataset.test)
     if num_real < FEWEST_IMAGES:
         raise UserError(
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    given = len(_given_by(parts.wired, dataset))
-    of_test_images = _of_test_images(parts.wired) and not parts.config.evaluation.prompts
+    given = len(conditioning_images(parts.wired, dataset))
+    of_test_images = needs_test_images(parts.wired) and not parts.config.evaluation.prompts
     if of_test_images and given < FEWEST_IMAGES:
         raise UserError(
             f"samples of this run have the sources or conditions of test images, and "

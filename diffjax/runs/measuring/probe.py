@@ -29,9 +29,9 @@ def probe_run(
     """Measures a trained run on held-out images and writes `probes.json` into its folder.
 
     Args:
-        workdir: of the run.
-        num_images: of the test set, evenly spaced.
-        seed: of noise, log-SNRs and examples.
+        workdir: the folder of the run.
+        num_images: the number of images of the test set, evenly spaced.
+        seed: the seed of noise, log-SNRs and examples.
         data_path: where the data lie now, if they have moved.
         out: folder for the result, in the place of the run's own.
         allowed_packages: whose callables the saved config may name.

@@ -23,9 +23,9 @@ class Stage:
     Attributes:
         model: the base model, or one that enlarges images.
         recipe: solver, grid, steps and guidance.
-        level: of the noise in the small image, a time on the path of its augmentation; 0 is the
-            image as it is, 0.1 to 0.3 are typical. The base model has none.
-        name: of the model, for errors.
+        level: the level of the noise in the small image, a time on the path of its augmentation; 0
+            is the image as it is, 0.1 to 0.3 are typical. The base model has none.
+        name: the name of the model, for errors.
     """
 
     model: Model
@@ -80,7 +80,7 @@ class Cascade:
         Each stage has noise of its own, all of them of the request's seed.
 
         Args:
-            request: of the base model.
+            request: the samples of the base model.
             batch_size: samples at a time.
             begun: called with the number of each batch of each stage, before it is drawn.
         """
@@ -118,7 +118,7 @@ def enlarging(
         stage: the model, and the level of noise in the images.
         images: `[n, h, w, C]` in [-1, 1].
         others: the other parts of the condition by name, n rows each.
-        seed: of the noise.
+        seed: the seed of the noise.
         rows: `[n]`, the numbers of the samples.
     """
     kind, rows = stage.model.wired.condition, np.arange(len(images)) if rows is None else rows
@@ -175,7 +175,7 @@ def small_part(kind: Condition, name: str) -> Images:
 
     Args:
         kind: the condition.
-        name: of its model, for errors.
+        name: the name of its model, for errors.
 
     Raises:
         UserError: it has none, or several.

@@ -69,7 +69,7 @@ def read_states(condition: Condition, file: str) -> tuple[Any, Any]:
 
     Args:
         condition: token states, or parts of which `text` is that.
-        file: of safetensors or torch.
+        file: the file of safetensors or torch.
 
     Raises:
         UserError: it can't be read, lacks a tensor, or has states of another shape.

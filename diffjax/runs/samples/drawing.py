@@ -1,4 +1,4 @@
-"""Images from a model: what `run.sample` does, for a model with or without a run's folder."""
+"""Draws images from a model, as `run.sample` does; the model needs no run's folder."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,10 +29,10 @@ def draw_images(
 
     Args:
         model: the network with its weights and its own recipe.
-        condition: what each sample is to show: a number, a text, a list to parse, or arrays.
-        chosen: parts of the recipe; `against` may be a negative condition too.
-        source: `[n, H, W, C]` in [-1, 1], what each is made from; for models between two sets.
-        seed: of the noise, a whole number of less than 2³¹ in size.
+        condition: the conditions of the samples: their number, a text, a list to parse, or arrays.
+        chosen: parts of the recipe; `against` may also be a negative condition.
+        source: `[n, H, W, C]` in [-1, 1], the source images, for models between two data sets.
+        seed: the seed of the noise, an integer between -2³¹ and 2³¹.
         batch_size: images at a time.
 
     Returns:
@@ -56,10 +56,15 @@ def draw_images(
 
 
 def one_condition(kind: Condition, named: dict[str, Any], num_samples: int | None) -> Any:
-    """What samples are to show: the one condition that is named, in turn for `num_samples`.
+    """The condition that was passed by one of several names, repeated for `num_samples`.
+
+    Args:
+        kind: the kind of the model's condition.
+        named: the arguments by name, of which one has a value (`labels`, `prompts`, …).
+        num_samples: the number of samples; the rows of the condition are used in turn.
 
     Raises:
-        UserError: no condition is named, or several; a value that is not a number.
+        UserError: no argument has a value, or several have; `num_samples` is not a number.
     """
     given = {name: value for name, value in named.items() if value is not None}
     if len(given) > 1:
@@ -86,10 +91,10 @@ def one_condition(kind: Condition, named: dict[str, Any], num_samples: int | Non
 
 
 def conditions_of(kind: Condition, given: Any) -> Any:
-    """The condition of samples from their number, a list to parse, or its arrays.
+    """Arrays of conditions from a number of samples, a list to parse, or arrays.
 
     Raises:
-        UserError: the condition parses none of it, or can't be listed in turn.
+        UserError: a value can't be parsed, or a number is given and the conditions can't be listed.
     """
     if isinstance(given, str):
         return kind.of([given])
@@ -107,7 +112,7 @@ def conditions_of(kind: Condition, given: Any) -> Any:
 
 
 def _negative(kind: Condition, given: Any, n: int) -> Any:
-    """The negative condition of n samples, of which one row is for all of them."""
+    """The negative condition with n rows; a single row is repeated for all samples."""
     if isinstance(given, int | float | np.number | bool):
         raise UserError(f"against={given!r}: a label is written as 'label:{given}' or [{given}]")
     try:

@@ -51,10 +51,10 @@ class How:
         task: its name, a key of `TASKS`.
         strength: share of the solver's steps in (0, 1]; None is 0.6 for `vary`, else 1.
         method: how samples are conditioned on the observation; None is that of the network.
-        factor: of `upscale`, in each dimension, from 2.
-        blur: of `deblur`, a standard deviation in pixels.
-        jump: of `repaint`, the repeated steps.
-        times: of `repaint`, the number of repeats.
+        factor: the factor of `upscale`, in each dimension, from 2.
+        blur: the blur of `deblur`, a standard deviation in pixels.
+        jump: the number of steps that `repaint` repeats.
+        times: the number of repeats in `repaint`.
 
     Raises:
         UserError: an unknown task, or a number out of range.
@@ -86,8 +86,8 @@ class Originals(NamedTuple):
         images: `[n, H, W, C]`, see `pixels_of`; None are test images.
         condition: arrays with a row for each sample, of the parts that do not follow from the mask;
             of test images it is theirs.
-        mask: of inpaint, see `anew_of`.
-        num_images: of the test set, evenly spaced.
+        mask: the mask of inpaint, see `anew_of`.
+        num_images: the number of images of the test set, evenly spaced.
         data_path: where the data lie now, if they have moved.
     """
 
@@ -128,7 +128,7 @@ class Edit(NamedTuple):
     """Images to be edited, and what edits them.
 
     Attributes:
-        model: of a run that makes samples from noise.
+        model: the model of a run that makes samples from noise.
         recipe: solver, grid and guidance.
         request: as many samples as there are images, with their conditions.
         images: `[n, H, W, C]`; latents, of a run that has a codec.
@@ -197,7 +197,7 @@ def edit_images(
         originals: the images and what they are to show.
         how: the task and its numbers.
         chosen: parts of the recipe.
-        seed: of the noise.
+        seed: the seed of the noise.
         weights: `live` or the name of an average.
 
     Raises:
@@ -380,7 +380,7 @@ def anew_of(mask: np.ndarray | None, task: str, shape: tuple[int, ...]) -> np.nd
         mask: `[H, W]`, `[H, W, 1]` or `[1, H, W, 1]`, above 0 at these pixels; without one they are
             the lower half, or of `outpaint` the border.
         task: its name.
-        shape: of an image, `(H, W, C)`.
+        shape: the shape of an image, `(H, W, C)`.
 
     Raises:
         UserError: the mask has another size, or nothing is above 0.

@@ -28,7 +28,7 @@ from diffjax.sampling.parallel import InParallel, Parallel
 from diffjax.sampling.sample import (
     Around,
     Recipe,
-    Step,
+    State,
     Trace,
     count_padded,
     one_step,
@@ -53,7 +53,7 @@ _UNCHANGED = Partial(lambda solver: solver)
 
 
 def _from(begin: Array, walk: Walk, *given: Any) -> Any:
-    """A walk that begins elsewhere than at the noise of its request."""
+    """A walk from `begin`, not from the noise of its request."""
     *how, _ = given
     return walk(*how, begin)
 
@@ -63,14 +63,14 @@ class Request:
     """The samples to draw: condition, seed and source; independent of model and recipe.
 
     Attributes:
-        condition: what each sample is to show: a tree of arrays whose first axis has one row for
-            each of the n samples, as the model's `Condition` knows it; labels, int32 `[n]`, of a
-            model of classes.
-        seed: of the noise.
-        source: `[n, h, w, c]`, what each sample is made from, encoded; None where that is noise.
-        negative: what guidance leads each sample away from, n rows as `condition`, without parts
-            that are kept; for recipes against `NegativeCondition`.
-        rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
+        condition: the condition of the n samples, a tree of arrays with n rows in the form of the
+            model's `Condition`; for classes, labels int32 `[n]`.
+        seed: the seed of the noise.
+        source: `[n, h, w, c]`, the encoded source images; None if samples start from noise.
+        negative: the condition that guidance leads each sample away from, with n rows as
+            `condition`, but without its parts that are kept; for recipes against
+            `NegativeCondition`.
+        rows: `[n]`, the number of each sample, by default 0, 1, … A sample depends on the seed, its
             number, its condition and its source, and not on the other samples.
 
     Example:
@@ -98,23 +98,23 @@ class Request:
         return len(self.rows)
 
     def only(self, places: np.ndarray) -> "Request":
-        """The samples at these places, `[m]`, with the numbers that they have here."""
+        """The samples at the indices `places` `[m]`; they keep their numbers."""
         source = None if self.source is None else self.source[places]
         both = (self.condition, self.negative)
         condition, negative = jax.tree.map(lambda leaf: leaf[places], both)
         return Request(condition, self.seed, source, self.rows[places], negative)
 
     def batches(self, n: int) -> Iterator["Request"]:
-        """All samples, n at a time; the last batch may have fewer."""
+        """Requests for n samples each; the last one may have fewer."""
         for first in range(0, len(self), n):
             yield self.only(np.arange(first, min(first + n, len(self))))
 
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The standard normal noise that each sample is made from, `[n, *shape]` float32."""
+        """The standard normal noise that each sample starts from, `[n, *shape]` float32."""
         return np.asarray(starting_noise(sample_keys(self.seed, self.rows), shape)[0])
 
     def filled(self, n: int) -> "Request":
-        """As many as n samples: the last one again, under the numbers that come next."""
+        """A request for n samples: the last one is repeated, with the numbers that follow."""
         more = self.only(np.minimum(np.arange(n), len(self) - 1))
         after = self.rows[-1] + 1 + np.arange(n - len(self))
         return replace(more, rows=np.concatenate([self.rows, after]))
@@ -158,9 +158,9 @@ class Programs:
 
     @cached_property
     def seamless(self) -> "Callable[[str], Programs]":
-        """`axes ->` the same for pictures that wrap around.
+        """`axes ->` the same for images that wrap around at these axes.
 
-        Axes are in `diffjax.models.layers.seamless.AXES`.
+        The names of axes are those of `diffjax.models.layers.seamless.AXES`.
         """
 
         def made(axes: str) -> Programs:
@@ -172,7 +172,7 @@ class Programs:
 
     @cached_property
     def unplaced(self) -> "Programs":
-        """The same, with activations of the network that lie wherever the compiler puts them."""
+        """The same without sharding constraints on the network's activations."""
         wired = self.wired._replace(apply=inspect.unwrap(self.wired.apply))
         return Programs(wired, self.mesh, self.codec)
 
@@ -224,10 +224,10 @@ class Model:
     Attributes:
         programs: the parts, the mesh, and what is compiled for them.
         params: the weights.
-        find: `name -> Model`: the model that guidance leads away from, by the name of its weights
-            in `recipe.against`.
-        change: `Predict -> Predict`: what samples are drawn with in the place of the guided
-            predictor (`through`).
+        find: `name -> Model`, the weaker model of guidance by the name of its weights in
+            `recipe.against`.
+        change: `Predict -> Predict`, applied to the guided predictor before it is sampled
+            (`through`).
     """
 
     programs: Programs
@@ -262,21 +262,21 @@ class Model:
         return self.programs.encoder(images)
 
     def map(self, f: Callable[[Any], Any]) -> "Model":
-        """The same with `f(array)` for each array of the weights, also of a weaker model's."""
+        """The same model with `f` applied to each array of its weights and of a weaker model's."""
         params = jax.tree.map(f, self.params)
         return replace(self, params=params, find=lambda name: self.find(name).map(f))
 
     def through(self, change: Callable[[Predict], Predict]) -> "Model":
-        """The same model with `change(guided predictor)` as its predictor, as editing needs.
+        """The same model with `change(guided predictor)` as its predictor, for editing.
 
-        Each function compiles programs of its own.
+        For each function `change`, programs are compiled anew.
         """
         return replace(self, change=change)
 
     def seamless(self, axes: str | bool = True) -> "Model":
-        """The same model of pictures that continue at their opposite side, and so tile a plane.
+        """The same model for images that tile a plane: each side continues at the opposite one.
 
-        Convolutions of network and codec wrap around. A network that depends on positions is
+        The convolutions of network and codec wrap around. A network that depends on positions is
         evaluated on rolled inputs as well (`diffjax.models.layers.seamless.seamless`).
 
         Args:
@@ -300,7 +300,7 @@ class Model:
         )
 
     def weaker(self, recipe: Recipe) -> "Model | None":
-        """The model that a recipe guides away from, where it names one.
+        """The weaker model whose weights a recipe's guidance names; None if it names none.
 
         Raises:
             UserError: there are no such weights, or their model does not suit this one.
@@ -334,16 +334,16 @@ class Model:
         """Draws samples.
 
         Args:
-            recipe: how.
-            request: which, n of them.
-            batch_size: samples at a time; rounded up to what the mesh divides.
+            recipe: solver, grid, steps and guidance.
+            request: the n samples.
+            batch_size: samples at a time; rounded up to a multiple of the mesh's devices.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images; not checked for what is
-            not finite.
+            The decoded images, `[n, H, W, C]` float32, nominally in [-1, 1]. They are not checked
+            to be finite.
 
         Raises:
-            UserError: a recipe that the model can't be sampled by, no such label, a source that is
+            UserError: the recipe does not suit the model, there is no such label, or the source is
                 missing or of another shape.
         """
         parts = self._batches(recipe, request, batch_size)
@@ -353,7 +353,7 @@ class Model:
     def sample_latents(
         self, recipe: Recipe, request: Request, *, batch_size: int = 256
     ) -> np.ndarray:
-        """As `sample`, but the samples as the network has them, `[n, h, w, c]`, not decoded."""
+        """As `sample`, but without decoding: the latents, `[n, h, w, c]`."""
         nothing = np.zeros((0, *self.wired.image_shape), np.float32)
         parts = self._batches(recipe, request, batch_size)
         return np.concatenate([nothing, *(latents for _, latents in parts)])
@@ -366,16 +366,16 @@ class Model:
         begun: Callable[[int], Any] = lambda number: None,
         latents_of: LatentsOf = lambda some, draw: draw(),
     ) -> Iterator[np.ndarray]:
-        """As `sample`, batch by batch, each of them checked.
+        """As `sample`, batch by batch; each batch is checked to be finite.
 
         Args:
-            recipe: how.
-            request: which.
-            batch_size: samples at a time; rounded up to what the mesh divides.
-            begun: called with the number of each batch, from 1, before it is drawn; what it raises
-                ends the drawing.
-            latents_of: returns the latents of a batch, from `(its request, a function that draws
-                them)`: it may have them already.
+            recipe: solver, grid, steps and guidance.
+            request: the samples.
+            batch_size: samples at a time; rounded up to a multiple of the mesh's devices.
+            begun: called with the number of each batch, from 1, before it is drawn; an exception
+                from it ends the sampling.
+            latents_of: `(request of a batch, function that draws it) -> its latents`. It may return
+                latents that were drawn earlier.
 
         Raises:
             UserError: as `sample` and `check_finite`.
@@ -391,7 +391,7 @@ class Model:
         batch_size: int = 256,
         begun: Callable[[int], Any] = lambda number: None,
     ) -> Iterator[np.ndarray]:
-        """As `batches`, but the samples as the network has them, not decoded."""
+        """As `batches`, but without decoding: the latents."""
         for some, latents in self._batches(recipe, request, batch_size, begun):
             self.check_finite(latents, recipe, some)
             yield latents
@@ -425,19 +425,19 @@ class Model:
 
     def steps(
         self, recipe: Recipe, request: Request, around: Around = _UNCHANGED
-    ) -> Iterator[Step]:
-        """The states of `trace`, each as soon as it is there, for pictures while samples are drawn.
+    ) -> Iterator[State]:
+        """The states of `trace` one by one, for pictures while samples are drawn.
 
             for step in model.steps(recipe, request):
                 show(model.decoded(step.x0))
 
-        A step is a program, compiled once for all steps, numbers of steps, guidance scales and
-        seeds. Each state costs one more evaluation than in `sample`, for x0.
+        One program computes a step. It is compiled once for all steps, numbers of steps, guidance
+        scales and seeds. Each state takes one more evaluation than in `sample`, for x0.
 
         Args:
-            recipe: how.
-            request: which; in one batch.
-            around: a solver around the recipe's, as editing needs.
+            recipe: solver, grid, steps and guidance.
+            request: the samples, in one batch.
+            around: makes a solver from the recipe's, for editing.
 
         Raises:
             UserError: as `sample` and `check_finite`.
@@ -449,8 +449,8 @@ class Model:
         def run(walk: Walk, *arguments: Any) -> Any:
             return self.programs.draw(plan, weights, Partial(walk, *arguments), times, rows)
 
-        def step(number: int, x: Array, x0: Array) -> Step:
-            return Step(number, float(times[number]), to_host(x), to_host(x0))
+        def step(number: int, x: Array, x0: Array) -> State:
+            return State(number, float(times[number]), to_host(x), to_host(x0))
 
         state = run(start_walk, around)
         number = int(jnp.count_nonzero(times)) - 1
@@ -497,15 +497,15 @@ class Model:
     def walk(
         self, walk: Walk, recipe: Recipe, request: Request, times: Array, begin: Any = None
     ) -> Any:
-        """What any walk returns, as NumPy arrays; all samples in one batch.
+        """The result of any walk as NumPy arrays, with all samples in one batch.
 
         Args:
-            walk: compiled once for equal functions; the arguments of a `jax.tree_util.Partial` are
-                numbers of the program.
+            walk: a function such as `diffjax.sampling.sample.sample`. It is compiled once for equal
+                functions; the arrays in a `jax.tree_util.Partial` are arguments of the program.
             recipe: solver and guidance.
-            request: which samples; the walk begins with their noise, or at their source.
-            times: handed to the walk, as `recipe.times(path)`.
-            begin: `[B, …]` at the first of the times, in the place of noise or source.
+            request: the samples; the walk begins at their noise or their source.
+            times: the times that the walk receives, such as `recipe.times(path)`.
+            begin: `[B, …]` at the first time, where the walk begins instead.
         """
         self._check(recipe, request)
         plan, weights = self._plan(recipe)
@@ -602,7 +602,7 @@ def _draw(
 
 
 def start(objective: Objective, recipe: Recipe, noise: Array, source: Array | None) -> Array:
-    """Where a walk begins, `[B, …]`: noise of the objective's deviation, or of 1; or the source."""
+    """Where sampling starts, `[B, …]`: noise of the objective's scale or of 1, or a source."""
     if source is None and recipe.unit_start:
         return noise
     return objective.start(noise, source)
@@ -634,7 +634,7 @@ def sample_keys(seed: int | Array, rows: np.ndarray | Array) -> Array:
 
 
 def _check_source(request: Request, wired: Wired) -> None:
-    """Refuses a source that the model has no use for, and none where it starts from one."""
+    """Refuses a source for a model that starts from noise, and a missing one for other models."""
     source, name = request.source, type(wired.objective).__name__
     if not wired.objective.traits.starts_at_source:
         if source is not None:

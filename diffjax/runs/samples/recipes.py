@@ -1,4 +1,4 @@
-"""Parts of a recipe that are chosen, by the names that flags take or as values."""
+"""Changes parts of a sampling recipe, by the names that flags have or by values."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # `runs.load` imports this module.
 
 @dataclass(frozen=True)
 class Chosen:
-    """Parts of a recipe, each by the name that flags take or as a value; None keeps the recipe's.
+    """Parts of a recipe by name, as in flags, or by value; None keeps the part of the recipe.
 
     Attributes:
         solver: the rule of a step.
@@ -30,11 +30,11 @@ class Chosen:
         num_steps: intervals of the grid, from 1.
         guidance_scale: 1 is off.
         guidance: how two predictions are combined, as "cfg+limited".
-        against: the source of the second of them, as "label:3", or a value of
+        against: the source of the second prediction, as "label:3", or a value of
             `diffjax.sampling.guidance`.
 
     Raises:
-        UserError: one of another kind.
+        UserError: an argument has another type.
 
     Example:
         >>> from diffjax.sampling.solvers import heun
@@ -57,7 +57,7 @@ class Chosen:
         check_arguments(Chosen, **named)
 
     def of(self, recipe: Recipe) -> Recipe:
-        """A recipe with these parts.
+        """The recipe with these parts replaced.
 
         Raises:
             UserError: an unknown name.
@@ -79,7 +79,7 @@ class Chosen:
 
 
 def with_found_grid(run: "Run", chosen: Chosen) -> Chosen:
-    """The same with the grid that was found for a run and the solver, where "found" is named.
+    """The same choices with the grid "found" replaced by the one found for this run and solver.
 
     Raises:
         UserError: no grid has been found yet, or the solver has no name.
@@ -111,6 +111,6 @@ def named_recipe(run: "Run", chosen: Chosen = Chosen()) -> NamedRecipe:
 
 
 def name_in(table: choices.Table, config: ConfigDict) -> str:
-    """What tables call a part of a config: the row that it equals, else its callable's name."""
+    """The name of a part of a config: that of the equal row of a table, else its callable's."""
     same = (name for name, row in table.items() if row.to_dict() == config.to_dict())
     return next(same, config[TARGET].rpartition(":")[2])

@@ -15,7 +15,8 @@ from diffjax.evaluation.image_statistics import Batches, collect
 from diffjax.process import paths, targets
 from diffjax.process.paths import Pair
 from diffjax.runs.measuring import measure
-from diffjax.runs.measuring.measure import Wanted, WantedSamples, drawer
+from diffjax.runs.measuring.evaluated_samples import WantedSamples
+from diffjax.runs.measuring.measure import Wanted, drawer
 from diffjax.sampling import solvers
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import evaluate

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from diffjax.data import ArraySource, DataSet, digits
 from diffjax.errors import UserError
 from diffjax.objectives.base import Traits
-from diffjax.runs.measuring.measure import labels_in_mix
+from diffjax.runs.measuring.evaluated_samples import labels_in_mix
 from diffjax.runs.samples.model import Model
 from experiments import find_grid, reflow
 from experiments.flags import cli

@@ -9,7 +9,8 @@ import pytest
 import diffjax
 from diffjax.conditions import of_classes
 from diffjax.evaluation.evaluate import NamedRecipe
-from diffjax.runs.measuring.measure import WantedSamples, drawer
+from diffjax.runs.measuring.evaluated_samples import WantedSamples
+from diffjax.runs.measuring.measure import drawer
 from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations

@@ -18,7 +18,7 @@ from diffjax.process.precond import Meaning, Precond, TimeLabel
 from diffjax.sampling import grids
 from diffjax.sampling.sample import Recipe, sample
 from diffjax.spec import build
-from tests.objectives.test_flow_maps import with_slope
+from tests.objectives.few_step.test_flow_maps import with_slope
 
 DRIFTING = Drifting(
     paths.Linear(), Precond(targets.Clean(), TimeLabel()), weights.Constant(), times.Uniform()

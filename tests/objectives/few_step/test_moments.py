@@ -16,7 +16,13 @@ from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel
 from diffjax.wiring import check_wired, wire
-from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, smooth_network, u_in_numpy, with_slope
+from tests.objectives.few_step.test_flow_maps import (
+    BATCH,
+    GAUSSIAN,
+    smooth_network,
+    u_in_numpy,
+    with_slope,
+)
 from tests.objectives.test_objectives import config_for
 
 IMM = InductiveMomentMatching(

@@ -11,7 +11,7 @@ import pytest
 from diffjax.errors import UserError
 from diffjax.models.dit.published import DIFFUSERS, FAMILY
 from diffjax.models.sit.published import FAMILY as SIT
-from tests.models.test_families import drawn
+from tests.models.published.test_families import drawn
 from tests.references import dit
 from tests.support.witnesses import witnesses
 

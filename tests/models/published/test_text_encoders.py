@@ -17,7 +17,7 @@ from diffjax.models.t5.network import T5Encoder, bucket
 from diffjax.models.t5.published import FAMILY as T5
 from diffjax.pretrained.files import read_state_dict
 from diffjax.pretrained.folders import Contents, write_folder
-from tests.models.test_families import drawn as drawn_params
+from tests.models.published.test_families import drawn as drawn_params
 from tests.references.text_encoders import CASES, FILE, parameters
 from tests.support.witnesses import witnesses
 

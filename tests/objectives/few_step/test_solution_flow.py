@@ -12,7 +12,7 @@ from diffjax.objectives.base import Progress
 from diffjax.objectives.few_step.flow_maps import AlphaFlow
 from diffjax.objectives.few_step.solution_flow import SolutionFlow
 from diffjax.oracle.verify import verify_objective
-from tests.objectives.test_flow_maps import (
+from tests.objectives.few_step.test_flow_maps import (
     BATCH,
     GAUSSIAN,
     of,

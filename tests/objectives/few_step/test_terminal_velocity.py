@@ -13,7 +13,13 @@ from diffjax.objectives.few_step.terminal_velocity import TerminalVelocity
 from diffjax.oracle.verify import verify_objective
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.precond import Precond, TimeLabel
-from tests.objectives.test_flow_maps import BATCH, GAUSSIAN, smooth_network, u_in_numpy, with_slope
+from tests.objectives.few_step.test_flow_maps import (
+    BATCH,
+    GAUSSIAN,
+    smooth_network,
+    u_in_numpy,
+    with_slope,
+)
 
 TVM = TerminalVelocity(
     paths.Linear(),

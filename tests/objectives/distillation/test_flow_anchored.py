@@ -14,7 +14,7 @@ from diffjax.objectives.distillation.flow_anchored import FlowAnchored
 from diffjax.objectives.few_step.consistency import FromTeacher
 from diffjax.oracle.verify import verify_objective
 from diffjax.wiring import traits_of
-from tests.objectives.test_flow_maps import (
+from tests.objectives.few_step.test_flow_maps import (
     BATCH,
     GAUSSIAN,
     by_parameter,
