@@ -25,8 +25,8 @@ def pndm() -> Solver:
 
     The first step is DDIM's; the mean of eps at both of its ends then makes it again, so there is
     one evaluation more than there are steps. At a time without signal (a = 0) there is no first
-    term, and the step is DDIM's with the mean eps. `plms` has weights that depend on the times, and so
-    keeps its order where steps are not equal, as the last one of the grid `leading`. Liu et al.
+    term, and the step is DDIM's with the mean eps. `plms` has weights that depend on the times, and
+    so keeps its order where steps are not equal, as the last one of the grid `leading`. Liu et al.
     2022 (arXiv:2202.09778), with `skip_prk_steps` of diffusers.
     """
 

@@ -51,7 +51,9 @@ def trace(arguments="", **changes):
     config.unlock()
     traits = traits_of(config)
     # Networks are seen in test_both_networks_train; this one has no activations, and one time.
-    needs_dit = any(other in arguments for other in ("model=", "dispersive", "repa", "ladd"))
+    needs_dit = any(
+        other in arguments for other in ("model=", "dispersive", "repa", "ladd", "adversarial")
+    )
     if not needs_dit and traits.meaning is not Meaning.AVERAGE_VELOCITY:
         config.model = spec(Plain)
     if traits.meaning is Meaning.END_OF_FLOW:
