@@ -9,6 +9,8 @@ import json
 import logging
 import shlex
 import shutil
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -49,12 +51,14 @@ def test_it_is_read_and_samples_as_it_did(folder):
 @pytest.mark.thorough
 @EACH
 def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkeypatch):
-    """Its config is the one of today, its checkpoint has the parts that training needs."""
+    """With the defaults of then its config is that of today; its checkpoint has all parts."""
     without_pictures(monkeypatch)
     caplog.set_level(logging.INFO, "diffjax")
     workdir = shutil.copytree(folder, tmp_path / "run")
     command = json.loads((folder / "run.json").read_text())["command"]
-    config = as_commanded(command)
+    config = as_commanded(
+        command.replace("digits.py", "digits.py:objective=flow"), CHANGED_DEFAULTS
+    )
     assert loop.train(config, workdir) == workdir / "report.html"
     said = [record.getMessage() for record in caplog.records]
     assert "resuming at step 2 of 2" in said
@@ -72,11 +76,19 @@ def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkey
     assert np.isfinite(metrics["loss"])
 
 
-def as_commanded(command: str):
-    """The config of a command in this version."""
+# What the defaults of `configs/digits.py` were, beside its objective.
+CHANGED_DEFAULTS = {
+    "config.name": "digits",
+    "config.optimizer.learning_rate": "0.002",
+    "config.sampling.guidance_scale": "1.5",
+}
+
+
+def as_commanded(command: str, more: Mapping[str, str] = MappingProxyType({})):
+    """The config of a command in this version, with more settings."""
     flags = [word.split("=", 1) for word in shlex.split(command) if word.startswith("--")]
     overrides = {name[2:]: text for name, text in flags if name.startswith("--config.")}
-    return resolved(Cell("", {}, dict(flags)["--config"], overrides, arm=""))
+    return resolved(Cell("", {}, dict(flags)["--config"], overrides | more, arm=""))
 
 
 @EACH
