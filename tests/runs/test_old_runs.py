@@ -88,7 +88,7 @@ def as_commanded(command: str, more: Mapping[str, str] = MappingProxyType({})):
     """The config of a command in this version, with more settings."""
     flags = [word.split("=", 1) for word in shlex.split(command) if word.startswith("--")]
     overrides = {name[2:]: text for name, text in flags if name.startswith("--config.")}
-    return resolved(Cell("", {}, dict(flags)["--config"], overrides | more, arm=""))
+    return resolved(Cell("", {}, dict(flags)["--config"], {**overrides, **more}, arm=""))
 
 
 @EACH

@@ -11,6 +11,7 @@ from diffjax.compiling import once
 from diffjax.conditions import Classes
 from diffjax.conditions.guided import split
 from diffjax.objectives.base import Progress
+from diffjax.objectives.denoising import Noising
 from diffjax.objectives.distillation.denoisers import GuidanceDistillation, ProgressiveDistillation
 from diffjax.objectives.distillation.latent_consistency import LatentConsistency
 from diffjax.objectives.few_step.consistency import FromTeacher
@@ -50,6 +51,7 @@ def loss_and_draws(objective, key):
     if isinstance(objective, EmbeddedGuidance):
         scale_key, key = jax.random.split(key)
         objective, share = objective.objective, jax.random.uniform(scale_key, (32,))
+    assert isinstance(objective, Noising)
     time_key, noise_key = jax.random.split(key)
     u = objective.uniforms(time_key, 32)
     noised = objective.noised(jnp.full(32, 0.5), noise_key, BATCH)
