@@ -382,6 +382,16 @@ def test_the_average_velocity_is_the_mean_along_the_flow(name):
 
 
 @_on_host
+def test_a_predictor_of_two_times_steps_to_the_second_along_the_flow():
+    path, x = paths.Linear(), jnp.array([[0.5, -0.2], [1.0, 0.3]])
+    data = Gaussian(jnp.array([0.4, -0.2]), jnp.array([[0.5, 0.3], [0.3, 0.4]]))
+    predict = jax.jit(lambda x, t: data.predict(path)(x, t, None))
+    for t, r in ((0.9, 0.2), (0.6, 0.5)):
+        pair = predict(x, jnp.tile(jnp.array([t, r]), (2, 1)))
+        arrived = x - (t - r) * (pair.eps - pair.x0)
+        np.testing.assert_allclose(arrived, data.flow(path, x, t, r), rtol=1e-4, atol=1e-5)
+
+
 @once()
 def average_velocity_and_change(data, path, x, t, r, v):
     def average(x, t):
