@@ -42,9 +42,10 @@ def network_parts(wired: Wired) -> list[Part]:
             outputs.setdefault(path[0], (type(context.module).__name__, leaves[0].shape))
         return output
 
-    pair = wired.objective.traits.meaning is Meaning.AVERAGE_VELOCITY
+    traits = wired.objective.traits
+    labels = 1 + (traits.meaning is Meaning.AVERAGE_VELOCITY) + (traits.scales is not None)
     x = jax.ShapeDtypeStruct((1, *wired.input_shape), jnp.float32)
-    label = jax.ShapeDtypeStruct((1, 2) if pair else (1,), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, labels) if labels > 1 else (1,), jnp.float32)
     with nn.intercept_methods(noted):
         jax.eval_shape(wired.apply, wired.params_shape, x, label, wired.condition.abstract(1))
     found = []

@@ -346,13 +346,14 @@ def _network(facts: Facts) -> dict[str, Any]:
         f"a {what} of {len(parts)} parts, drawn to scale; "
         "the table below the drawing has the same numbers"
     )
+    most = max(part.num_params for part in parts)
     return {
         "what": f"a {what}",
         "how": KINDS[what],
         "svg": Markup(draw_network(parts, title)),
         "rows": [(plain(part.name), part.places, part.width, part.num_params) for part in parts],
         "explained": {name: text for name, text in PARTS.items() if _occurs(name, parts)},
-        "largest": max(parts, key=lambda part: part.num_params),
+        "largest": [part for part in parts if part.num_params == most],
     }
 
 
