@@ -18,8 +18,8 @@ class UserError(ValueError):
 def whole_number(text: str) -> int | None:
     """The whole number from 0 that a text is, or None.
 
-    Digits of other alphabets are none, and neither is a number of more than 18 digits: no count
-    is that large, and Python refuses to read more than 4,300.
+    It returns None for digits of other alphabets, and for more than 18 digits: no count is that
+    large, and Python refuses to read more than 4,300.
 
     Example:
         >>> whole_number("12"), whole_number("-1"), whole_number("²"), whole_number("9" * 5000)
